@@ -1,0 +1,1 @@
+"""Calibration of needles, styluses and probes, and tracker validation: pure functions."""

@@ -1,0 +1,1 @@
+"""Ablation navigation: the navigator (geometry, imaging, registration, ablation, guidance, runtime, HUD)."""

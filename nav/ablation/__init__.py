@@ -1,0 +1,1 @@
+"""Applicators, zones and margins: pure functions and kernels."""

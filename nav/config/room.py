@@ -1,0 +1,216 @@
+"""The room configuration (``configs/rooms/*.toml``): streams, frames, calibrations, limits.
+
+Everything a site edits is validated here, all mistakes at once, each with its path, its value and what is allowed
+(`nav.config.load`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from nav.config.simulation import SimulationConfig
+from nav.geometry.frames import FrameNameError, TransformName
+from nav.geometry.rigid import NotRigidError, PixelMap, Rigid
+
+__all__ = [
+    "ApplicatorChoice",
+    "CalibrationConfig",
+    "ImageStreamConfig",
+    "LimitsConfig",
+    "PrivacyConfig",
+    "RoomConfig",
+    "SourceConfig",
+    "ToolStreamConfig",
+    "UncertaintyConfig",
+]
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Matrix4 = Annotated[list[Annotated[list[float], Field(min_length=4, max_length=4)]], Field(min_length=4, max_length=4)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _transform_name(value: str) -> str:
+    try:
+        return TransformName.parse(value).wire
+    except FrameNameError as error:
+        raise ValueError(str(error)) from None
+
+
+class _StreamConfig(_Model):
+    """Freshness limits of one stream, from its nominal rate unless given."""
+
+    device: str = Field(min_length=1, max_length=64, description="device name as on the wire (or the TDATA tool name)")
+    nominal_hz: Positive = 60.0
+    max_gap_ms: Positive | None = None
+    stale_ms: Positive | None = None
+    lost_ms: Positive | None = None
+
+    @property
+    def period_ms(self) -> float:
+        """Nominal sample period."""
+        return 1000.0 / self.nominal_hz
+
+    @property
+    def gap_limit_ms(self) -> float:
+        """Neighbours further apart are never bridged: 3 sample periods unless given."""
+        return self.max_gap_ms or 3.0 * self.period_ms
+
+    @property
+    def stale_limit_ms(self) -> float:
+        """Age at which the stream is marked stale: 100 ms, or 3 periods of a slower stream."""
+        return self.stale_ms or max(100.0, 3.0 * self.period_ms)
+
+    @property
+    def lost_limit_ms(self) -> float:
+        """Age at which its numbers are taken away: 250 ms, or 5 periods of a slower stream."""
+        return self.lost_ms or max(250.0, 5.0 * self.period_ms)
+
+
+class ToolStreamConfig(_StreamConfig):
+    """A tool: which device name carries which transform."""
+
+    transform: str
+    hold_last: bool = Field(False, description="the sender sends only on change; its heartbeat is then what ages")
+
+    _check = field_validator("transform")(_transform_name)
+
+
+class ImageStreamConfig(_StreamConfig):
+    """An image stream and how it is placed in space."""
+
+    name: str = "ultrasound"
+    role: Literal["ultrasound", "fluoro"] = "ultrasound"
+    placed_by: Literal["calibration", "header"] = Field(
+        "calibration", description="calibration: frame <device frame> by [[calibrations]]; header: the IMAGE's own matrix"
+    )
+    frame: str = Field("Image", description="pixel frame (calibration), or the frame the IMAGE matrix leads to (header)")
+    nominal_hz: Positive = 30.0
+
+
+class SourceConfig(_Model):
+    """One connection."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    driver: str = "openigtlink"
+    host: str = "127.0.0.1"
+    port: int = Field(18944, ge=1, le=65535)
+    path: str = ""
+    stamps: Literal["sender", "arrival"] = Field("sender", description="which clock tells when the data was acquired")
+    fixed_delay_ms: float = Field(
+        0.0, ge=-500, le=2000, description="smallest transport delay, from temporal calibration; acquired = mapped - this"
+    )
+    offset_window_s: Positive = 10.0
+    reconnect: bool = True
+    silent_after_s: Positive = Field(1.0, description="no byte for this long: the link is called silent")
+    header_version: Literal[1, 2] = 1
+    origin_is_corner: bool = False
+    coordinate_override: Literal["", "ras", "lps"] = ""
+    endian_override: Literal["", "big", "little"] = ""
+    tools: tuple[ToolStreamConfig, ...] = ()
+    images: tuple[ImageStreamConfig, ...] = ()
+    footswitch: str = Field("", description="device name of STRING messages that carry operator actions; empty: none")
+
+
+class CalibrationConfig(_Model):
+    """A static edge: tool tip, image calibration, or an assumed registration."""
+
+    name: str
+    matrix: Matrix4 = Field(description="row-major 4x4, mm; pixel maps may scale")
+    kind: Literal["rigid", "pixels"] = "rigid"
+    provenance: Literal["calibrated", "nominal", "assumed"] = "calibrated"
+    sigma_mm: NonNegative | None = Field(None, description="3-D rms error of the origin, mm, if known")
+    date: str = ""
+
+    _check = field_validator("name")(_transform_name)
+
+    @model_validator(mode="after")
+    def _is_legal(self) -> Self:
+        try:
+            if self.kind == "rigid":
+                self.rigid()
+            else:
+                self.pixel_map()
+        except NotRigidError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def rigid(self) -> Rigid:
+        """The transform as `Rigid`."""
+        return Rigid.from_matrix(self.matrix, self.name)
+
+    def pixel_map(self) -> PixelMap:
+        """The transform as `PixelMap`."""
+        return PixelMap.from_matrix(self.matrix, self.name)
+
+
+class UncertaintyConfig(_Model):
+    """Error sources that a person or a calibration states; each is per axis unless said otherwise."""
+
+    tracker_sigma_mm: NonNegative = 0.15
+    tracker_sigma_deg: NonNegative = 0.1
+    landmark_rms_mm: Positive = Field(1.0, description="3-D rms of touching one landmark (prior; FRE refines it)")
+    tip_calibration_rms_mm: NonNegative = 0.0
+    ct_landmark_rms_mm: NonNegative = 0.0
+    max_tre_mm: Positive = Field(3.0, description="above this the registration is called poor: degraded")
+    max_fre_mm: Positive = 3.0
+
+
+class LimitsConfig(_Model):
+    """Limits of the whole chain."""
+
+    latency_warn_ms: Positive = 100.0
+    registration_age_warn_min: Positive = 60.0
+    margin_mm: Positive = 5.0
+
+
+class PrivacyConfig(_Model):
+    """What may leave the program. All off by default."""
+
+    show_patient: bool = False
+    record_patient: bool = False
+
+
+class ApplicatorChoice(_Model):
+    """Applicator, power and time at start."""
+
+    name: str = "emprint"
+    power_w: Positive = 100.0
+    time_s: Positive = 600.0
+
+
+class RoomConfig(_Model):
+    """One procedure room."""
+
+    name: str = "room"
+    needle_frame: str = "NeedleTip"
+    stylus_frame: str = "StylusTip"
+    reference_frame: str = "Reference"
+    ct_frame: str = "Ras"
+    respiration: Literal["none", "declared_hold"] = Field(
+        "none", description="declared_hold: guidance is degraded unless a breath-hold is declared"
+    )
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    calibrations: tuple[CalibrationConfig, ...] = ()
+    uncertainty: UncertaintyConfig = UncertaintyConfig()
+    limits: LimitsConfig = LimitsConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    applicator: ApplicatorChoice = ApplicatorChoice()
+    simulation: SimulationConfig | None = None
+
+    @model_validator(mode="after")
+    def _unique(self) -> Self:
+        names = [s.name for s in self.sources]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"source names must differ; given twice: {', '.join(twice)}")
+        edges = [t.transform for s in self.sources for t in s.tools]
+        twice = sorted({n for n in edges if edges.count(n) > 1})
+        if twice:
+            raise ValueError(f"a transform may come from one stream only; given twice: {', '.join(twice)}")
+        return self

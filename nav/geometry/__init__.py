@@ -1,0 +1,1 @@
+"""Frames, rigid transforms, pose buffers, the time-indexed frame graph, and volumes. Pure: no clocks, no files."""

@@ -1,0 +1,1 @@
+"""Presentation state and the pyqtgraph views."""

@@ -1,0 +1,1 @@
+"""Oblique reslice, contours, distance maps and the software 3-D view: pure functions and kernels."""

@@ -1,0 +1,1 @@
+"""Files of the field: the only place where LPS becomes RAS."""

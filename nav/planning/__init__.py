@@ -1,0 +1,1 @@
+"""Access paths and applicator placement."""

@@ -1,0 +1,1 @@
+"""Registrations, each with its own quality and error estimate: pure functions."""

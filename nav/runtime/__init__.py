@@ -1,0 +1,1 @@
+"""Clocks, slots, stream health, the compute thread, recorder and replay."""

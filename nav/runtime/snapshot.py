@@ -1,0 +1,158 @@
+"""The frozen snapshot that the compute thread publishes: everything the screen shows, with the inputs it rests on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nav.ablation.zone import EllipsoidZone, MarginResult
+from nav.geometry.poses import PoseStatus
+from nav.geometry.rigid import Rigid
+from nav.guidance.numbers import GateVerdict, GuidanceNumbers, TipUncertainty
+
+__all__ = [
+    "LandmarkRow",
+    "NavigationSnapshot",
+    "RegistrationSummary",
+    "SetupState",
+    "StreamHealth",
+    "ToolState",
+    "TrackedImage",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamHealth:
+    """One stream: a tool's poses or a device's images.
+
+    ``state`` is one of ``waiting`` (nothing yet), ``live``, ``stale`` (age above the first limit), ``lost`` (tracker says
+    it does not see the tool, or silence although the link speaks), ``link_lost`` (socket closed or silent link).
+    """
+
+    name: str
+    kind: str
+    state: str
+    rate_hz: float
+    nominal_hz: float
+    age_ms: float
+    received: int
+    dropped: int
+    gaps: int
+    stale_ms: float
+    lost_ms: float
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolState:
+    """A tracked tool in RAS. ``pose`` is None whenever the gate or the tracker withholds it: never a last value."""
+
+    name: str
+    pose: Rigid | None
+    status: PoseStatus
+    acquired_ns: int
+    arrival_ns: int
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrackedImage:
+    """An image placed in RAS at its own time. ``ras_from_index`` takes (i, j, k, 1) at pixel centres to RAS mm."""
+
+    device: str
+    array: NDArray[np.generic]
+    ras_from_index: NDArray[np.float64]
+    acquired_ns: int
+    arrival_ns: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class LandmarkRow:
+    """One landmark in the set-up table. ``residual_mm`` is None until it takes part in a fit."""
+
+    name: str
+    fixed_ras: tuple[float, float, float]
+    collected: bool
+    used: bool
+    residual_mm: float | None
+    scatter_mm: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationSummary:
+    """The registration in force. ``method``: ``landmarks`` | ``file`` | ``assumed``."""
+
+    method: str
+    generation: int
+    fre_mm: float | None
+    tre_at_target_mm: float | None
+    made_ns: int
+    landmarks: tuple[LandmarkRow, ...] = ()
+    warning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetupState:
+    """Where the set-up stands: which steps are done and what the person does next.
+
+    ``step`` is one of ``case``, ``tumour``, ``plan``, ``landmarks``, ``tip_check``, ``applicator``, ``guide``.
+    """
+
+    step: str
+    done: frozenset[str]
+    next_action: str
+    landmarks: tuple[LandmarkRow, ...] = ()
+    active_landmark: str = ""
+    tip_check_error_mm: float | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NavigationSnapshot:
+    """Everything that is shown, computed at one clock reading from a recorded cut through the inputs.
+
+    Attributes
+    ----------
+    sequence : int
+        Number of the tick, from 0.
+    now_ns : int
+        The clock reading of the tick (local monotonic).
+    cut : dict
+        Source name → number of messages taken in up to this tick.
+    events : int
+        Operator events taken in up to this tick.
+    needle : ToolState
+        Needle tip in RAS (frame ``NeedleTip``); +Z is the direction of advance.
+    guidance, zone, margin, uncertainty : or None
+        None when the gate blanks them.
+    target_ras, entry_ras : (3,) or None
+        The plan in force.
+    """
+
+    sequence: int
+    now_ns: int
+    cut: dict[str, int]
+    events: int
+    needle: ToolState
+    tools: dict[str, ToolState]
+    guidance: GuidanceNumbers | None
+    zone: EllipsoidZone | None
+    margin: MarginResult | None
+    uncertainty: TipUncertainty | None
+    gate: GateVerdict
+    streams: tuple[StreamHealth, ...]
+    registration: RegistrationSummary | None
+    setup: SetupState
+    target_ras: NDArray[np.float64] | None = None
+    entry_ras: NDArray[np.float64] | None = None
+    image: TrackedImage | None = None
+    fluoro: TrackedImage | None = None
+    breath_hold: bool | None = None
+    recording: bool = False
+    faults: tuple[str, ...] = ()
+    applicator: str = ""
+    case_generation: int = 0
+    extra: dict[str, float] = field(default_factory=dict)
