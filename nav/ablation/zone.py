@@ -12,7 +12,7 @@ __all__ = ["EllipsoidZone", "MarginResult"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EllipsoidZone:
-    """Tier 0: the published chart's ellipsoid of revolution sitting on the needle. A chart, not a prediction for a patient.
+    """Tier 0: the published chart's ellipsoid on the needle. A chart, not a prediction for a patient.
 
     Attributes
     ----------

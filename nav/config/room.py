@@ -87,9 +87,10 @@ class ImageStreamConfig(_StreamConfig):
     name: str = "ultrasound"
     role: Literal["ultrasound", "fluoro"] = "ultrasound"
     placed_by: Literal["calibration", "header"] = Field(
-        "calibration", description="calibration: frame <device frame> by [[calibrations]]; header: the IMAGE's own matrix"
+        "calibration",
+        description="calibration: by the pixel map in [[calibrations]]; header: by the IMAGE's own matrix",
     )
-    frame: str = Field("Image", description="pixel frame (calibration), or the frame the IMAGE matrix leads to (header)")
+    frame: str = Field("Image", description="pixel frame (calibration), or the frame that the IMAGE leads to (header)")
     nominal_hz: Positive = 30.0
 
 
@@ -103,7 +104,10 @@ class SourceConfig(_Model):
     path: str = ""
     stamps: Literal["sender", "arrival"] = Field("sender", description="which clock tells when the data was acquired")
     fixed_delay_ms: float = Field(
-        0.0, ge=-500, le=2000, description="smallest transport delay, from temporal calibration; acquired = mapped - this"
+        0.0,
+        ge=-500,
+        le=2000,
+        description="smallest transport delay, from temporal calibration",
     )
     offset_window_s: Positive = 10.0
     reconnect: bool = True

@@ -27,8 +27,8 @@ __all__ = [
     "PoseSample",
     "PoseStatus",
     "TimedPose",
-    "ToolLost",
     "TooOld",
+    "ToolLost",
     "interpolate",
 ]
 

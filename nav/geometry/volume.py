@@ -15,7 +15,7 @@ class VolumeError(ValueError):
 
 
 def orientation_letters(direction_ras: ArrayLike) -> str:
-    """Letters of a direction in RAS, strongest first, such as ``"R"`` or ``"RA"`` (second only above 40 % of the first)."""
+    """Letters of a direction in RAS, strongest first, such as ``"RA"`` (others only above 40 % of the first)."""
     v = np.asarray(direction_ras, dtype=np.float64)
     order = np.argsort(-np.abs(v), kind="stable")
     pairs = (("L", "R"), ("P", "A"), ("I", "S"))
@@ -60,12 +60,12 @@ class Volume:
     @property
     def spacing_mm(self) -> NDArray[np.float64]:
         """(3,) voxel pitch along i, j, k."""
-        return np.linalg.norm(self.ras_from_index[:3, :3], axis=0)
+        return np.asarray(np.linalg.norm(self.ras_from_index[:3, :3], axis=0), dtype=np.float64)
 
     @property
     def index_from_ras(self) -> NDArray[np.float64]:
         """(4, 4) inverse of `ras_from_index`."""
-        return np.linalg.inv(self.ras_from_index)
+        return np.asarray(np.linalg.inv(self.ras_from_index), dtype=np.float64)
 
     @property
     def size(self) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from nav.ablation.zone import EllipsoidZone, MarginResult
 from nav.geometry.poses import PoseStatus
 from nav.geometry.rigid import Rigid
+from nav.guidance.health import StreamHealth
 from nav.guidance.numbers import GateVerdict, GuidanceNumbers, TipUncertainty
 
 __all__ = [
@@ -21,28 +22,6 @@ __all__ = [
     "ToolState",
     "TrackedImage",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class StreamHealth:
-    """One stream: a tool's poses or a device's images.
-
-    ``state`` is one of ``waiting`` (nothing yet), ``live``, ``stale`` (age above the first limit), ``lost`` (tracker says
-    it does not see the tool, or silence although the link speaks), ``link_lost`` (socket closed or silent link).
-    """
-
-    name: str
-    kind: str
-    state: str
-    rate_hz: float
-    nominal_hz: float
-    age_ms: float
-    received: int
-    dropped: int
-    gaps: int
-    stale_ms: float
-    lost_ms: float
-    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

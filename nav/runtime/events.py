@@ -1,0 +1,179 @@
+"""What an operator does: typed events, queued without loss, recorded, and replayed.
+
+Keyboard, mouse, set-up panel and foot switch all end in these. An event carries everything it needs to be applied again
+(positions, names), so that a replay does not depend on files chosen in a dialogue.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+__all__ = [
+    "AcknowledgeAlarm",
+    "AddNote",
+    "ApplyRegistration",
+    "BreathHold",
+    "CheckTip",
+    "ChooseApplicator",
+    "ClearLandmark",
+    "CollectLandmark",
+    "LoadRegistration",
+    "OperatorEvent",
+    "SelectLandmark",
+    "SetPlan",
+    "StartGuidance",
+    "StopGuidance",
+    "UseLandmark",
+    "event_from_dict",
+    "event_to_dict",
+]
+
+Point = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorEvent:
+    """Base of all events."""
+
+    kind: ClassVar[str] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SelectLandmark(OperatorEvent):
+    """Make a landmark the one that is collected next."""
+
+    kind: ClassVar[str] = "select_landmark"
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CollectLandmark(OperatorEvent):
+    """Take the stylus tip, averaged over the last ``dwell_s``, for a landmark (empty name: the active one)."""
+
+    kind: ClassVar[str] = "collect_landmark"
+    name: str = ""
+    dwell_s: float = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class ClearLandmark(OperatorEvent):
+    """Forget a collected landmark."""
+
+    kind: ClassVar[str] = "clear_landmark"
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class UseLandmark(OperatorEvent):
+    """Include or exclude a landmark from the fit."""
+
+    kind: ClassVar[str] = "use_landmark"
+    name: str
+    used: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyRegistration(OperatorEvent):
+    """Put the current landmark fit in force."""
+
+    kind: ClassVar[str] = "apply_registration"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRegistration(OperatorEvent):
+    """Put a registration from a file in force: ``matrix`` maps Reference to RAS, row-major 16 numbers, mm."""
+
+    kind: ClassVar[str] = "load_registration"
+    matrix: tuple[float, ...]
+    provenance: str = "file"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckTip(OperatorEvent):
+    """Compare a tool's tip with a known divot (RAS); ``tool`` is its tip frame."""
+
+    kind: ClassVar[str] = "check_tip"
+    divot: str
+    tool: str = "NeedleTip"
+
+
+@dataclass(frozen=True, slots=True)
+class SetPlan(OperatorEvent):
+    """Set entry and target, RAS mm. ``entry`` None: target only."""
+
+    kind: ClassVar[str] = "set_plan"
+    target: Point
+    entry: Point | None = None
+    name: str = "path"
+
+
+@dataclass(frozen=True, slots=True)
+class ChooseApplicator(OperatorEvent):
+    """Choose applicator, power and time."""
+
+    kind: ClassVar[str] = "choose_applicator"
+    name: str
+    power_w: float
+    time_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class StartGuidance(OperatorEvent):
+    """Begin guiding."""
+
+    kind: ClassVar[str] = "start_guidance"
+
+
+@dataclass(frozen=True, slots=True)
+class StopGuidance(OperatorEvent):
+    """Back to the set-up."""
+
+    kind: ClassVar[str] = "stop_guidance"
+
+
+@dataclass(frozen=True, slots=True)
+class BreathHold(OperatorEvent):
+    """The breath is held (True) or free (False), as declared by the operator."""
+
+    kind: ClassVar[str] = "breath_hold"
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AcknowledgeAlarm(OperatorEvent):
+    """Stop the flashing of the alarms that stand; they stay visible while their cause lasts."""
+
+    kind: ClassVar[str] = "acknowledge_alarm"
+
+
+@dataclass(frozen=True, slots=True)
+class AddNote(OperatorEvent):
+    """A remark for the recording, such as the phase of a scripted procedure."""
+
+    kind: ClassVar[str] = "note"
+    text: str
+
+
+_BY_KIND: dict[str, type[OperatorEvent]] = {cls.kind: cls for cls in OperatorEvent.__subclasses__()}
+
+
+def event_to_dict(event: OperatorEvent) -> dict[str, Any]:
+    """A plain dictionary with ``kind``."""
+    return {"kind": event.kind, **asdict(event)}
+
+
+def event_from_dict(data: dict[str, Any]) -> OperatorEvent:
+    """The event of a dictionary made by `event_to_dict`; `ValueError` names an unknown kind or key."""
+    values = dict(data)
+    kind = values.pop("kind", None)
+    cls = _BY_KIND.get(kind) if isinstance(kind, str) else None
+    if cls is None:
+        raise ValueError(f"operator event of kind {kind!r}: unknown; known: {', '.join(sorted(_BY_KIND))}")
+    allowed = {f.name for f in fields(cls)}
+    unknown = sorted(set(values) - allowed)
+    if unknown:
+        raise ValueError(
+            f"operator event {kind}: unknown keys {', '.join(unknown)}; known: {', '.join(sorted(allowed))}"
+        )
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
