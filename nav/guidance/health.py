@@ -12,7 +12,8 @@ class StreamHealth:
     """One stream: a tool's poses or a device's images.
 
     ``state`` is one of ``waiting`` (nothing yet), ``live``, ``stale`` (age above the first limit), ``lost`` (the
-    tracker says it does not see the tool, or silence although the link speaks), ``link_lost`` (socket closed or silent link).
+    tracker says it does not see the tool, or silence although the link speaks), ``link_lost`` (socket closed or
+    silent link).
     """
 
     name: str
