@@ -1,0 +1,214 @@
+"""Health of one stream, from its samples, its link and a clock reading: waiting, live, stale, lost or link lost.
+
+Pure bookkeeping: nothing here reads a clock, so a replay that makes the same calls gets the same states. Ages count
+from acquisition (`nav.runtime.sender_time`): a stream that arrives punctually with old data is old.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import deque
+
+import numpy as np
+
+from nav.config.room import ImageStreamConfig, ToolStreamConfig
+from nav.geometry.poses import PoseStatus
+from nav.guidance.health import StreamHealth
+from nav.runtime.messages import LinkState
+
+__all__ = ["StreamMonitor"]
+
+#: The same bits for longer than this, while the stamps move on: a sender that repeats itself, not a hand at rest.
+FROZEN_AFTER_NS = 500_000_000
+#: The rate shown is counted over this span, or over this many periods of a slower stream.
+RATE_SPAN_NS = 1_000_000_000
+RATE_SPAN_PERIODS = 5.0
+
+
+class StreamMonitor:
+    """Follows one tool or one image device. Not thread-safe: it lives on the compute thread.
+
+    Parameters
+    ----------
+    name : str
+        As shown: the transform of a tool (``NeedleToTracker``), the name of an image stream.
+    kind : str
+        ``tool`` or ``image``.
+    config : ToolStreamConfig or ImageStreamConfig
+        Nominal rate and limits.
+    silent_after_ns : int
+        No message of any kind on the link for this long: the link is called silent.
+    """
+
+    def __init__(
+        self, name: str, kind: str, config: ToolStreamConfig | ImageStreamConfig, silent_after_ns: int = 1_000_000_000
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self._nominal_hz = config.nominal_hz
+        self._gap_ns = round(config.gap_limit_ms * 1e6)
+        self._stale_ns = round(config.stale_limit_ms * 1e6)
+        self._lost_ns = round(config.lost_limit_ms * 1e6)
+        self._hold_last = isinstance(config, ToolStreamConfig) and config.hold_last
+        self._silent_after_ns = silent_after_ns
+        self._rate_span_ns = max(RATE_SPAN_NS, round(RATE_SPAN_PERIODS * 1e9 / config.nominal_hz))
+
+        self._received = 0
+        self._dropped = 0
+        self._gaps = 0
+        self._first_arrival_ns = 0
+        self._last_arrival_ns = 0
+        self._acquired_ns: int | None = None
+        self._arrivals: deque[int] = deque()
+        self._content = b""
+        self._content_since_ns = 0
+        self._lost_status: PoseStatus | None = None
+        self._lost_since_ns = 0
+        self._link: LinkState | None = None
+        self._link_detail = ""
+        self._heard_ns: int | None = None
+        self._ages_ms = array("d")
+
+    # -- what happens on the stream ------------------------------------------------------------------------------
+
+    def on_sample(self, acquired_ns: int, arrival_ns: int, content: bytes = b"", *, used: bool = True) -> None:
+        """A valid pose or an image.
+
+        Parameters
+        ----------
+        acquired_ns, arrival_ns : int
+            Local monotonic clock.
+        content : bytes
+            The matrix's bits, to notice a sender that repeats itself; empty: not checked.
+        used : bool
+            False for an image that a newer one superseded before it was used: received, but dropped.
+        """
+        if self._received == 0:
+            self._first_arrival_ns = arrival_ns
+        self._received += 1
+        if not used:
+            self._dropped += 1
+        self._last_arrival_ns = max(self._last_arrival_ns, arrival_ns)
+        self._arrivals.append(arrival_ns)
+        while self._arrivals[0] < arrival_ns - self._rate_span_ns:
+            self._arrivals.popleft()
+        self.on_any_message(arrival_ns)
+        if self._acquired_ns is not None and acquired_ns - self._acquired_ns > self._gap_ns and not self._hold_last:
+            self._gaps += 1
+        if content != self._content or not content:
+            self._content, self._content_since_ns = content, acquired_ns
+        if self._acquired_ns is None or acquired_ns > self._acquired_ns:
+            self._acquired_ns = acquired_ns
+        self._lost_status = None
+
+    def on_lost(self, status: PoseStatus, arrival_ns: int) -> None:
+        """The tracker reports that it does not see the tool."""
+        if self._lost_status is None:
+            self._lost_since_ns = arrival_ns
+        self._lost_status = status
+        self.on_any_message(arrival_ns)
+
+    def on_link(self, state: LinkState, arrival_ns: int, detail: str = "") -> None:
+        """The connection changed."""
+        self._link, self._link_detail = state, detail
+        if state is LinkState.CONNECTED:
+            self._heard_ns = arrival_ns
+
+    def on_any_message(self, arrival_ns: int) -> None:
+        """The link speaks: any message of the source, such as a keep-alive STATUS."""
+        self._heard_ns = arrival_ns if self._heard_ns is None else max(self._heard_ns, arrival_ns)
+
+    def on_drop(self, count: int = 1) -> None:
+        """Images that were pushed out unseen before a tick (`Batch.overflowed`): received and dropped."""
+        self._received += count
+        self._dropped += count
+
+    # -- what is made of it --------------------------------------------------------------------------------------
+
+    def age_ns(self, now_ns: int) -> int | None:
+        """Age of the newest data at ``now_ns``, from acquisition; None before the first sample.
+
+        Of a stream that is sent only on change, the age of the last sign of life of its link.
+        """
+        if self._acquired_ns is None:
+            return None
+        if self._hold_last and self._heard_ns is not None:
+            return now_ns - max(self._acquired_ns, self._heard_ns)
+        return now_ns - self._acquired_ns
+
+    def health(self, now_ns: int) -> StreamHealth:
+        """The state at ``now_ns``; changes nothing. ``age_ms`` is infinite before the first sample."""
+        age_ns = self.age_ns(now_ns)
+        state, detail = self._state(now_ns, age_ns)
+        return StreamHealth(
+            name=self.name,
+            kind=self.kind,
+            state=state,
+            rate_hz=self._rate_hz(now_ns),
+            nominal_hz=self._nominal_hz,
+            age_ms=math.inf if age_ns is None else age_ns * 1e-6,
+            received=self._received,
+            dropped=self._dropped,
+            gaps=self._gaps,
+            stale_ms=self._stale_ns * 1e-6,
+            lost_ms=self._lost_ns * 1e-6,
+            detail=detail,
+        )
+
+    def _state(self, now_ns: int, age_ns: int | None) -> tuple[str, str]:
+        if self._link in (LinkState.CLOSED, LinkState.FAILED):
+            what = "connection closed" if self._link is LinkState.CLOSED else "no connection"
+            return "link_lost", f"{what}: {self._link_detail}" if self._link_detail else what
+        if self._link is LinkState.CONNECTING and self._received:
+            return "link_lost", "reconnecting"
+        if self._heard_ns is None:
+            return "waiting", "connecting" if self._link is LinkState.CONNECTING else "no connection yet"
+        silence_ns = now_ns - self._heard_ns
+        if silence_ns > self._silent_after_ns:
+            return "link_lost", f"link silent for {silence_ns * 1e-9:.1f} s"
+        if self._lost_status is not None:
+            return "lost", f"{self._lost_status.value} for {max(now_ns - self._lost_since_ns, 0) * 1e-9:.1f} s"
+        if age_ns is None:
+            return "waiting", f"connected, no {'pose' if self.kind == 'tool' else 'image'} yet"
+        if age_ns > self._lost_ns:
+            return "lost", f"no {'pose' if self.kind == 'tool' else 'image'} for {age_ns * 1e-9:.1f} s"
+        if age_ns > self._stale_ns:
+            return "stale", f"{age_ns * 1e-6:.0f} ms old"
+        assert self._acquired_ns is not None
+        if self._content and not self._hold_last:
+            frozen_ns = self._acquired_ns - self._content_since_ns
+            if frozen_ns > FROZEN_AFTER_NS:
+                return "stale", f"frozen: the same pose bit for bit for {frozen_ns * 1e-9:.1f} s"
+        return "live", ""
+
+    def _rate_hz(self, now_ns: int) -> float:
+        start = now_ns - self._rate_span_ns
+        count = sum(1 for arrival in self._arrivals if arrival > start)
+        span_ns = min(self._rate_span_ns, now_ns - self._first_arrival_ns)
+        if count < 2 or span_ns <= 0:
+            return 0.0
+        # Running for less than the span: count intervals, so that the first second does not read high.
+        return (count - 1 if span_ns < self._rate_span_ns else count) * 1e9 / span_ns
+
+    def sample_age(self, now_ns: int) -> None:
+        """Keep the age at this tick for `summary` (8 bytes a tick)."""
+        age_ns = self.age_ns(now_ns)
+        if age_ns is not None:
+            self._ages_ms.append(age_ns * 1e-6)
+
+    def summary(self) -> dict[str, object]:
+        """``received, dropped, gaps, rate_hz, age_ms{p50, p95, max}``; ages in ms over the ticks, None without any."""
+        span_ns = self._last_arrival_ns - self._first_arrival_ns
+        ages = np.frombuffer(self._ages_ms, dtype=np.float64) if self._ages_ms else None
+        return {
+            "received": self._received,
+            "dropped": self._dropped,
+            "gaps": self._gaps,
+            "rate_hz": (self._received - 1) * 1e9 / span_ns if span_ns > 0 else 0.0,
+            "age_ms": {
+                "p50": None if ages is None else float(np.percentile(ages, 50)),
+                "p95": None if ages is None else float(np.percentile(ages, 95)),
+                "max": None if ages is None else float(ages.max()),
+            },
+        }
