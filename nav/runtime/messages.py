@@ -62,12 +62,14 @@ class Message:
 class ToolReport:
     """One tool in one report: ``matrix`` (4, 4) float64 mm as on the wire, or None when the tool is not seen.
 
-    ``name`` is the transform name in full (``NeedleToTracker``), after the room's device-name mapping.
+    ``name`` is the transform name in full (``NeedleToTracker``), after the room's device-name mapping. ``problem`` says
+    why the driver itself refused the matrix (then the status is INVALID).
     """
 
     name: str
     status: PoseStatus
     matrix: NDArray[np.float64] | None
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +84,14 @@ class ImageMessage(Message):
     """An image: ``array`` (k, j, i) or (k, j, i, components), ``mm_from_index`` (4, 4) at voxel centres.
 
     The driver has dealt with centre-of-image origin, endianness, and the RAS/LPS flag: ``mm_from_index`` is RAS-like mm
-    in the frame the room's configuration names for this device.
+    in the frame the room's configuration names for this device. When only a part of a larger image was sent,
+    ``index_offset`` is the (i, j, k) index of its first voxel there: ``mm_from_index`` includes it, a pixel calibration
+    does not (add it to the index before applying one).
     """
 
     array: NDArray[np.generic] = field(default_factory=lambda: np.zeros((1, 1, 1), np.uint8))
     mm_from_index: NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
+    index_offset: tuple[int, int, int] = (0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)

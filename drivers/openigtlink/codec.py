@@ -1,0 +1,483 @@
+"""Between the wire and the program's own messages: names, statuses, RAS, voxel-centre matrices.
+
+`decode` never raises for a well-framed message: what cannot be used becomes an `UnusedMessage` that says why, and a
+pose that is not a rigid transform becomes a tool that is reported `INVALID` (so that one bad tool in a TDATA neither
+takes the good ones with it nor leaves its own last pose standing). The encoders refuse what cannot be sent as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from drivers.openigtlink.contents import (
+    SCALAR_TYPES,
+    ImageContent,
+    PositionContent,
+    StatusContent,
+    StringContent,
+    TrackedTool,
+    TrackingContent,
+    TransformContent,
+    scalar_number,
+    unpack_content,
+)
+from drivers.openigtlink.wire import (
+    DEVICE_NAME_BYTES,
+    ContentError,
+    EncodeError,
+    WireMessage,
+    pack_message,
+    parse_header,
+    parse_message,
+)
+from nav.config.room import ImageStreamConfig, SourceConfig
+from nav.geometry.frames import FrameNameError, TransformName
+from nav.geometry.poses import PoseStatus
+from nav.geometry.rigid import ORTHONORMAL_TOLERANCE
+from nav.runtime.messages import (
+    ImageMessage,
+    Message,
+    PoseMessage,
+    StatusMessage,
+    TextMessage,
+    ToolReport,
+    UnusedMessage,
+)
+
+__all__ = [
+    "FARTHEST_MM",
+    "decode",
+    "encode_image",
+    "encode_position",
+    "encode_status",
+    "encode_string",
+    "encode_tdata",
+    "encode_transform",
+]
+
+#: No tracker measures 100 m; a translation beyond it is damage (or an uninitialised buffer), not a pose.
+FARTHEST_MM = 1e5
+
+_LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+# ---------------------------------------------------------------------------------------------------------- decoding
+
+
+def decode(raw: bytes, *, source: str, sequence: int, arrival_ns: int, options: SourceConfig | None = None) -> Message:
+    """Decode one whole, CRC-checked message.
+
+    Parameters
+    ----------
+    raw : bytes
+        Header and body as received.
+    source, sequence, arrival_ns
+        Passed through to the message.
+    options : SourceConfig or None
+        Device-name mapping and the per-source overrides; None: names as on the wire, no overrides.
+
+    Returns
+    -------
+    Message
+        `PoseMessage`, `ImageMessage`, `StatusMessage`, `TextMessage`, or `UnusedMessage` with the reason.
+
+    Raises
+    ------
+    WireError
+        Only when ``raw`` is not one framed message.
+    """
+    header = parse_header(raw)
+    message: WireMessage | None = None
+    try:
+        message = parse_message(raw)
+        return _interpret(message, source, sequence, arrival_ns, options)
+    except ContentError as error:
+        return UnusedMessage(
+            source,
+            sequence,
+            arrival_ns,
+            header.device,
+            header.sender_ns,
+            {} if message is None else message.metadata,
+            header.type_name,
+            str(error),
+        )
+
+
+def _interpret(
+    message: WireMessage, source: str, sequence: int, arrival_ns: int, options: SourceConfig | None
+) -> Message:
+    content = unpack_content(message.type_name, message.content)
+    device, stamp, metadata = message.device, message.sender_ns, message.metadata
+    common = (source, sequence, arrival_ns, device, stamp, metadata)
+    match content:
+        case TransformContent(matrix=matrix):
+            return PoseMessage(*common, (_report(_full_name(device, metadata), matrix, _status(metadata), options),))
+        case PositionContent():
+            name, status = _full_name(device, metadata), _status(metadata)
+            try:
+                return PoseMessage(*common, (_report(name, content.matrix(), status, options),))
+            except ContentError as error:
+                return PoseMessage(*common, (_refused(name, str(error), options),))
+        case TrackingContent(tools=tools):
+            return PoseMessage(
+                *common, tuple(_report(t.name, t.matrix, _tool_status(t.name, metadata), options) for t in tools)
+            )
+        case ImageContent():
+            return ImageMessage(*common, *_image(content, device, options))
+        case StatusContent():
+            return StatusMessage(*common, content.code, content.subcode, content.error_name, content.text)
+        case StringContent(text=text):
+            return TextMessage(*common, text)
+        case _:
+            return UnusedMessage(*common, message.type_name, "")
+
+
+def _full_name(device: str, metadata: Mapping[str, str]) -> str:
+    """The name before it was cut to 20 bytes, where the sender gives it (PLUS does, in version 2 metadata)."""
+    full = metadata.get("IGTL_DEVICE_NAME", "")
+    return full if full and full.encode("utf-8")[:DEVICE_NAME_BYTES] == device.encode("utf-8") else device
+
+
+def _is_device(configured: str, name: str) -> bool:
+    """A configured name longer than the wire's 20 bytes also matches its cut form."""
+    return configured == name or configured.encode("utf-8")[:DEVICE_NAME_BYTES] == name.encode("utf-8")
+
+
+def _tool_name(name: str, options: SourceConfig | None) -> str:
+    if options is not None:
+        for tool in options.tools:
+            if _is_device(tool.device, name):
+                return tool.transform
+    try:
+        return TransformName.parse(name).wire
+    except FrameNameError:
+        return name
+
+
+def _status(metadata: Mapping[str, str]) -> PoseStatus:
+    """TransformStatus; absent means OK, which is how PLUS and Slicer read it."""
+    for key, value in metadata.items():
+        if key.lower() == "transformstatus":
+            return PoseStatus.parse(value)
+    for key, value in metadata.items():
+        if key.lower() == "transformvalid":
+            return PoseStatus.OK if value.strip().lower() in ("1", "true") else PoseStatus.INVALID
+    return PoseStatus.OK
+
+
+def _tool_status(name: str, metadata: Mapping[str, str]) -> PoseStatus:
+    """``<name>Status`` of a TDATA tool, whose name may be the full one where the element's was cut to 20 bytes."""
+    if f"{name}Status" in metadata:
+        return PoseStatus.parse(metadata[f"{name}Status"])
+    if len(name.encode("utf-8")) == DEVICE_NAME_BYTES:
+        for key, value in metadata.items():
+            if key.endswith("Status") and key.startswith(name):
+                return PoseStatus.parse(value)
+    return PoseStatus.OK
+
+
+def _report(name: str, matrix: NDArray[np.float64], status: PoseStatus, options: SourceConfig | None) -> ToolReport:
+    if status is not PoseStatus.OK:
+        # PLUS sends the identity for a lost tool and the truth in the metadata: the matrix means nothing.
+        return ToolReport(_tool_name(name, options), status, None)
+    problem = _not_a_pose(matrix)
+    return _refused(name, problem, options) if problem else ToolReport(_tool_name(name, options), status, matrix)
+
+
+def _refused(name: str, problem: str, options: SourceConfig | None) -> ToolReport:
+    return ToolReport(_tool_name(name, options), PoseStatus.INVALID, None, problem)
+
+
+def _not_a_pose(matrix: NDArray[np.float64]) -> str:
+    """Why ``matrix`` is no rigid transform in mm; empty when it is one."""
+    if not np.isfinite(matrix).all():
+        return "the matrix holds a value that is not finite"
+    r = matrix[:3, :3]
+    with np.errstate(over="ignore", invalid="ignore"):
+        off = float(np.abs(r.T @ r - np.eye(3)).max())
+    if not off <= ORTHONORMAL_TOLERANCE:
+        return f"the matrix is not a rotation, |RᵀR − I| = {off:.3g}, limit {ORTHONORMAL_TOLERANCE:g}"
+    if np.linalg.det(r) < 0.0:
+        return "the matrix mirrors (negative determinant)"
+    far = float(np.abs(matrix[:3, 3]).max())
+    if far > FARTHEST_MM:
+        return f"the translation is {far:.3g} mm, limit {FARTHEST_MM:g} mm"
+    return ""
+
+
+def _stream_of(device: str, options: SourceConfig | None) -> ImageStreamConfig | None:
+    if options is not None:
+        for stream in options.images:
+            if _is_device(stream.device, device):
+                return stream
+    return None
+
+
+def _image(
+    content: ImageContent, device: str, options: SourceConfig | None
+) -> tuple[NDArray[np.generic], NDArray[np.float64], tuple[int, int, int]]:
+    """Voxels in native byte order, the RAS matrix of voxel centres, the index of the first voxel in the whole image."""
+    stream = _stream_of(device, options)
+    header_places_it = stream is None or stream.placed_by == "header"
+    return (
+        _voxels(content, options),
+        _mm_from_index(content, options, needed=header_places_it),
+        content.offset,
+    )
+
+
+def _voxels(content: ImageContent, options: SourceConfig | None) -> NDArray[np.generic]:
+    override = options.endian_override if options is not None else ""
+    dtype = np.dtype(SCALAR_TYPES[content.scalar])
+    if dtype.itemsize > 1:
+        order = {"big": ">", "little": "<"}.get(override) or {1: ">", 2: "<"}.get(content.endian)
+        if order is None:
+            raise ContentError(
+                "IMAGE byte order",
+                offset=62,
+                value=content.endian,
+                limit="1 (big) or 2 (little); or set endian_override",
+            )
+        dtype = dtype.newbyteorder(order)
+    k_j_i: tuple[int, ...] = content.part[::-1]
+    shape = k_j_i if content.components == 1 else (*k_j_i, content.components)
+    array = np.frombuffer(content.pixels, dtype).reshape(shape)
+    # Native order and alignment, so that kernels meet one layout only; 8-bit voxels stay a view of the message.
+    array = np.require(array, dtype.newbyteorder("="), ["C", "A"])
+    array.setflags(write=False)
+    return array
+
+
+def _mm_from_index(content: ImageContent, options: SourceConfig | None, *, needed: bool) -> NDArray[np.float64]:
+    """(4, 4) from (i, j, k, 1) of the array to RAS-like mm.
+
+    ``needed`` False: a calibration places this image, so a header that cannot place it gives the identity instead of
+    a refusal.
+    """
+    m = np.eye(4)
+    m[:3, :3] = content.axes
+    size = np.array(content.size, dtype=np.float64)
+    if content.size[2] == 1 and not content.axes[:, 2].any():
+        # A flat image needs no third step; some senders leave it out. Its direction follows from the other two.
+        normal = np.cross(content.axes[:, 0], content.axes[:, 1])
+        length = float(np.linalg.norm(normal))
+        if length > 0:
+            m[:3, 2] = normal / length
+    finite = bool(np.isfinite(content.axes).all() and np.isfinite(content.position).all())
+    volume = abs(float(np.linalg.det(m[:3, :3]))) if finite else 0.0
+    if not volume > 1e-12:
+        if needed:
+            raise ContentError(
+                "IMAGE axes and position",
+                offset=70,
+                value=np.column_stack([content.axes, content.position]).tolist(),
+                limit="finite, three independent steps",
+            )
+        return _frozen(np.eye(4))
+    corner = content.position.copy()
+    if options is None or not options.origin_is_corner:
+        corner -= m[:3, :3] @ ((size - 1.0) / 2.0)
+    m[:3, 3] = corner + m[:3, :3] @ np.array(content.offset, dtype=np.float64)
+    coordinate = {"ras": 1, "lps": 2}.get(
+        options.coordinate_override if options is not None else "", content.coordinate
+    )
+    if coordinate == 2:
+        m = _LPS_RAS @ m
+    elif coordinate != 1 and needed:
+        raise ContentError(
+            "IMAGE coordinate system",
+            offset=63,
+            value=content.coordinate,
+            limit="1 (RAS) or 2 (LPS); set coordinate_override",
+        )
+    return _frozen(m)
+
+
+def _frozen(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    matrix.setflags(write=False)
+    return matrix
+
+
+# ---------------------------------------------------------------------------------------------------------- encoding
+
+
+def encode_transform(
+    device: str,
+    matrix: ArrayLike,
+    *,
+    sender_ns: int | None = None,
+    version: int = 1,
+    metadata: Mapping[str, str] | None = None,
+    message_id: int = 0,
+) -> bytes:
+    """TRANSFORM with a (4, 4) matrix in mm.
+
+    Raises
+    ------
+    EncodeError
+        When a name is longer than 20 bytes or a value cannot be sent.
+    """
+    content = TransformContent(np.asarray(matrix, dtype=np.float64)).pack()
+    return pack_message(
+        "TRANSFORM", device, content, sender_ns=sender_ns, version=version, metadata=metadata, message_id=message_id
+    )
+
+
+def encode_tdata(
+    device: str,
+    tools: Sequence[TrackedTool],
+    *,
+    sender_ns: int | None = None,
+    version: int = 1,
+    metadata: Mapping[str, str] | None = None,
+    message_id: int = 0,
+) -> bytes:
+    """TDATA with the tools that are visible (leave the others out: that is how the protocol says lost)."""
+    content = TrackingContent(tuple(tools)).pack()
+    return pack_message(
+        "TDATA", device, content, sender_ns=sender_ns, version=version, metadata=metadata, message_id=message_id
+    )
+
+
+def encode_position(
+    device: str,
+    position: Sequence[float],
+    quaternion: Sequence[float] = (),
+    *,
+    sender_ns: int | None = None,
+    version: int = 1,
+    metadata: Mapping[str, str] | None = None,
+    message_id: int = 0,
+) -> bytes:
+    """POSITION in mm with a quaternion of 0, 3 (w is left out) or 4 parts, order x, y, z, w."""
+    if len(position) != 3:
+        raise EncodeError(f"POSITION: {len(position)} coordinates, expected 3")
+    content = PositionContent((position[0], position[1], position[2]), tuple(quaternion)).pack()
+    return pack_message(
+        "POSITION", device, content, sender_ns=sender_ns, version=version, metadata=metadata, message_id=message_id
+    )
+
+
+def encode_image(
+    device: str,
+    array: NDArray[np.generic],
+    mm_from_index: ArrayLike,
+    *,
+    sender_ns: int | None = None,
+    version: int = 1,
+    metadata: Mapping[str, str] | None = None,
+    message_id: int = 0,
+    coordinate: str = "ras",
+    endian: str = "little",
+    whole_size: tuple[int, int, int] | None = None,
+    offset: tuple[int, int, int] = (0, 0, 0),
+    origin_is_corner: bool = False,
+) -> bytes:
+    """IMAGE.
+
+    Parameters
+    ----------
+    array : (j, i), (k, j, i) or (k, j, i, components)
+        Two axes are one slice. int8 to uint32, float32, float64.
+    mm_from_index : (4, 4)
+        Takes (i, j, k, 1) of ``array`` at voxel centres to RAS mm.
+    coordinate : "ras" or "lps"
+        In which axes the header states the position; readers see the same place either way.
+    endian : "little" or "big"
+        Byte order of the voxels.
+    whole_size, offset : (i, j, k)
+        When ``array`` is a part: size of the whole image and index of the part's first voxel in it.
+    origin_is_corner : bool
+        Write the first voxel where the protocol wants the centre, as some vendors do.
+
+    Raises
+    ------
+    EncodeError
+    """
+    values = np.asarray(array)
+    if values.ndim == 2:
+        values = values[np.newaxis]
+    if values.ndim not in (3, 4) or 0 in values.shape:
+        raise EncodeError(
+            f"IMAGE: array of shape {np.shape(array)}, expected (j, i), (k, j, i) or (k, j, i, c), not empty"
+        )
+    if coordinate not in ("ras", "lps") or endian not in ("little", "big"):
+        raise EncodeError(f"IMAGE: coordinate {coordinate!r} (ras or lps), endian {endian!r} (little or big)")
+    m = np.array(mm_from_index, dtype=np.float64)
+    if m.shape != (4, 4) or not np.isfinite(m).all():
+        raise EncodeError(f"IMAGE: mm_from_index must be (4, 4) and finite, got shape {m.shape}: {m.tolist()}")
+    scalar = scalar_number(values.dtype)
+    part = (values.shape[2], values.shape[1], values.shape[0])
+    size = part if whole_size is None else whole_size
+    if coordinate == "lps":
+        m = _LPS_RAS @ m
+    position = m[:3, 3] - m[:3, :3] @ np.array(offset, dtype=np.float64)
+    if not origin_is_corner:
+        position = position + m[:3, :3] @ ((np.array(size, dtype=np.float64) - 1.0) / 2.0)
+    ordered = np.ascontiguousarray(values, values.dtype.newbyteorder("<" if endian == "little" else ">"))
+    content = ImageContent(
+        components=values.shape[3] if values.ndim == 4 else 1,
+        scalar=scalar,
+        endian=2 if endian == "little" else 1,
+        coordinate=1 if coordinate == "ras" else 2,
+        size=size,
+        axes=m[:3, :3],
+        position=position,
+        offset=offset,
+        part=part,
+        pixels=memoryview(ordered.reshape(-1).view(np.uint8)),
+    )
+    return pack_message(
+        "IMAGE",
+        device,
+        content.pack_header(),
+        sender_ns=sender_ns,
+        version=version,
+        metadata=metadata,
+        message_id=message_id,
+        pixels=content.pixels,
+    )
+
+
+def encode_status(
+    device: str,
+    code: int = 1,
+    subcode: int = 0,
+    error_name: str = "",
+    text: str = "",
+    *,
+    sender_ns: int | None = None,
+    version: int = 1,
+    metadata: Mapping[str, str] | None = None,
+    message_id: int = 0,
+) -> bytes:
+    """STATUS; code 1 is OK."""
+    content = StatusContent(code, subcode, error_name, text).pack()
+    return pack_message(
+        "STATUS", device, content, sender_ns=sender_ns, version=version, metadata=metadata, message_id=message_id
+    )
+
+
+def encode_string(
+    device: str,
+    text: str,
+    *,
+    sender_ns: int | None = None,
+    version: int = 1,
+    metadata: Mapping[str, str] | None = None,
+    message_id: int = 0,
+) -> bytes:
+    """STRING: ASCII where it suffices, else UTF-8."""
+    return pack_message(
+        "STRING",
+        device,
+        StringContent(text).pack(),
+        sender_ns=sender_ns,
+        version=version,
+        metadata=metadata,
+        message_id=message_id,
+    )
