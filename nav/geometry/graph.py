@@ -153,13 +153,20 @@ class FrameGraph:
         return TimedPose(result, time_ns, arrival, sequence)
 
     def newest_common_time(self, to_frame: str, from_frame: str) -> int:
-        """The latest time at which every moving edge on the chain has a sample; `NoPoseYet` when one has none."""
+        """The latest time at which every moving edge on the chain has a sample; `NoPoseYet` when one has none.
+
+        An edge that is sent only on change holds its newest sample and does not limit the time.
+        """
         times: list[int] = []
+        held: list[int] = []
         for buffer in self.moving_on_path(to_frame, from_frame):
             newest = buffer.newest()
             if newest is None:
                 raise NoPoseYet(f"{buffer.name}: no pose received yet")
-            times.append(newest.acquired_ns)
-        if not times:
+            if not buffer.hold_last:
+                times.append(newest.acquired_ns)
+            else:
+                held.append(newest.acquired_ns)
+        if not times and not held:
             raise NoPoseYet(f"no moving transform joins {from_frame} to {to_frame}")
-        return min(times)
+        return min(times) if times else max(held)

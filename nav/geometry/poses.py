@@ -158,13 +158,19 @@ class PoseBuffer:
         Two neighbours further apart than this are never bridged.
     capacity : int
         Samples kept.
+    hold_last : bool
+        The sender sends only on change: its newest sample holds until the next one, and gaps say nothing. Whether the
+        sender still lives is judged by its heartbeat, not here.
     """
 
-    def __init__(self, name: TransformName, *, max_gap_ns: int, capacity: int = 4096) -> None:
+    def __init__(
+        self, name: TransformName, *, max_gap_ns: int, capacity: int = 4096, hold_last: bool = False
+    ) -> None:
         if max_gap_ns <= 0 or capacity < 2:
             raise ValueError(f"{name}: max_gap_ns {max_gap_ns} and capacity {capacity} must be positive (capacity ≥ 2)")
         self.name = name
         self.max_gap_ns = max_gap_ns
+        self.hold_last = hold_last
         self._samples: deque[PoseSample] = deque(maxlen=capacity)
         self._times: deque[int] = deque(maxlen=capacity)
         self._lock = threading.Lock()
@@ -208,11 +214,17 @@ class PoseBuffer:
                 raise NoPoseYet(f"{self.name}: no pose received yet")
             if time_ns < times[0]:
                 raise TooOld(f"{self.name}: wanted {time_ns} ns, the oldest kept is {times[0]} ns")
+            if time_ns > times[-1] and self.hold_last and samples[-1].pose is not None:
+                held = samples[-1]
+                assert held.pose is not None
+                return TimedPose(held.pose, time_ns, held.arrival_ns, held.sequence)
             if time_ns > times[-1]:
                 raise NotYet(f"{self.name}: wanted {time_ns} ns, the newest is {times[-1]} ns")
             hi = bisect.bisect_left(times, time_ns)
             after = samples[hi]
-            before = after if times[hi] == time_ns else samples[hi - 1]
+            before = after if times[hi] == time_ns or self.hold_last else samples[hi - 1]
+            if self.hold_last and times[hi] != time_ns:
+                after = before = samples[hi - 1]
         if before.pose is None or after.pose is None:
             lost = before if before.pose is None else after
             raise ToolLost(f"{self.name}: {lost.status.value} at {lost.acquired_ns} ns, wanted {time_ns} ns")

@@ -18,6 +18,7 @@ __all__ = [
     "ChooseApplicator",
     "ClearLandmark",
     "CollectLandmark",
+    "LoadCase",
     "LoadRegistration",
     "OperatorEvent",
     "SelectLandmark",
@@ -138,6 +139,14 @@ class BreathHold(OperatorEvent):
 
     kind: ClassVar[str] = "breath_hold"
     held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LoadCase(OperatorEvent):
+    """Take up another case: its essentials are known by their SHA-256 (stored beside the event in a recording)."""
+
+    kind: ClassVar[str] = "load_case"
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)

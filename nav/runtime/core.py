@@ -1,0 +1,441 @@
+"""The navigation core: from ordered messages, operator events and clock readings to snapshots.
+
+It reads no clock and starts no thread. The same messages, events and readings in the same order give the same
+snapshots bit for bit, which is what live guidance, replay and tests share.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nav.ablation.applicators import Applicator, ChartRangeError, load_applicator, place_zone
+from nav.ablation.margin import compute_margin
+from nav.ablation.zone import EllipsoidZone, MarginResult
+from nav.config.load import ConfigError
+from nav.config.room import RoomConfig
+from nav.geometry.frames import TransformName
+from nav.geometry.graph import FrameGraph
+from nav.geometry.poses import PoseRefusal, PoseStatus, TimedPose, TooOld
+from nav.geometry.rigid import NotRigidError, Rigid
+from nav.guidance.compute import compute_guidance
+from nav.guidance.numbers import GateState, GuidanceNumbers, TipUncertainty
+from nav.registration.landmarks import LandmarkRegistration
+from nav.runtime.essentials import CaseEssentials
+from nav.runtime.events import (
+    ApplyRegistration,
+    BreathHold,
+    CheckTip,
+    ChooseApplicator,
+    ClearLandmark,
+    CollectLandmark,
+    LoadCase,
+    LoadRegistration,
+    OperatorEvent,
+    SelectLandmark,
+    SetPlan,
+    StartGuidance,
+    StopGuidance,
+    UseLandmark,
+    event_from_dict,
+)
+from nav.runtime.gating import GateKeeper
+from nav.runtime.images import ImagePlacer
+from nav.runtime.messages import ImageMessage, LinkMessage, PoseMessage, TextMessage
+from nav.runtime.slots import Batch, message_order
+from nav.runtime.snapshot import NavigationSnapshot, RegistrationSummary, SetupState, ToolState
+from nav.runtime.streams import StreamSet
+from nav.runtime.tip_error import TipErrorModel
+from nav.runtime.workup import LandmarkWorkup, Touch, TouchError, average_tip
+
+__all__ = ["NavigationCore"]
+
+#: A tip check above this says that tip calibration or registration is wrong.
+TIP_CHECK_LIMIT_MM = 3.0
+
+
+class NavigationCore:
+    """State of one navigation, advanced by `tick`. Not thread-safe: one thread owns it.
+
+    Parameters
+    ----------
+    room : RoomConfig
+    case : CaseEssentials
+        Taken up at start; `LoadCase` events take up others.
+    cases : mapping, optional
+        SHA-256 → essentials, for `LoadCase` events.
+    """
+
+    def __init__(
+        self, room: RoomConfig, case: CaseEssentials, cases: Mapping[str, CaseEssentials] | None = None
+    ) -> None:
+        self.room = room
+        self._cases: dict[str, CaseEssentials] = dict(cases or {})
+        self.graph = FrameGraph()
+        self.streams = StreamSet(room, self.graph)
+        self._images = ImagePlacer(room, self.graph)
+        self._registration_name = TransformName.of(room.reference_frame, room.ct_frame)
+        self._generation = 0
+        self._registration: LandmarkRegistration | None = None
+        self._registration_method = ""
+        self._registration_made_ns = 0
+        self._gate = GateKeeper(room)
+        self._tip_error = TipErrorModel(room)
+        self._sequence = 0
+        self._events = 0
+        self._message = ""
+        self._breath_hold: bool | None = None
+        self._guiding = False
+        self._footswitches = {(s.name, s.footswitch) for s in room.sources if s.footswitch}
+        self._place_calibrations()
+        self._take_up(case, generation=0)
+        self._choose(room.applicator.name, room.applicator.power_w, room.applicator.time_s)
+
+    # -- set-up --------------------------------------------------------------------------------------------------
+
+    def _place_calibrations(self) -> None:
+        for calibration in self.room.calibrations:
+            if calibration.kind != "rigid":
+                continue
+            transform = calibration.rigid()
+            self.graph.set_static(transform, calibration.provenance)
+            if frozenset(transform.name) == frozenset(self._registration_name):
+                self._registration_method = "assumed" if calibration.provenance == "assumed" else "file"
+
+    def _take_up(self, case: CaseEssentials, *, generation: int) -> None:
+        self.case = case
+        self._case_generation = generation
+        self._workup = LandmarkWorkup(self.room, case.landmarks)
+        self._tip_check: dict[str, float] = {}
+        self._target: NDArray[np.float64] | None = None
+        self._entry: NDArray[np.float64] | None = None
+        self._guiding = False
+        if case.paths:
+            path = case.paths[0]
+            self._set_plan(path.target_ras, path.entry_ras)
+
+    def _set_plan(self, target: tuple[float, float, float], entry: tuple[float, float, float] | None) -> None:
+        self._target, self._entry = _point(target), None if entry is None else _point(entry)
+
+    def _choose(self, name: str, power_w: float, time_s: float) -> None:
+        self._applicator: Applicator | None = None
+        self._applicator_text, self._power_w, self._time_s = "", power_w, time_s
+        try:
+            applicator = load_applicator(name)
+            applicator.size(power_w, time_s)
+        except (ChartRangeError, ConfigError, LookupError) as error:
+            self._message = str(error)
+            return
+        self._applicator = applicator
+        self._applicator_text = f"{applicator.name} {power_w:g} W {time_s:g} s"
+
+    def add_case(self, case: CaseEssentials) -> str:
+        """Make a case known so that a `LoadCase` event can take it up; returns its SHA-256."""
+        key = case.sha256()
+        self._cases[key] = case
+        return key
+
+    # -- one tick ------------------------------------------------------------------------------------------------
+
+    def tick(
+        self,
+        batch: Batch,
+        events: list[OperatorEvent],
+        now_ns: int,
+        *,
+        faults: tuple[str, ...] = (),
+        recording: bool = False,
+    ) -> NavigationSnapshot:
+        """Take in one batch and the operator's events, then compute at the clock reading ``now_ns``."""
+        for source, numbers in batch.overflowed.items():
+            self.streams.on_overflow(source, len(numbers))
+        superseded = {(m.source, m.sequence) for m in batch.superseded}
+        for message in sorted((*batch.messages, *batch.superseded), key=message_order):
+            if isinstance(message, LinkMessage):
+                self.streams.on_link(message)
+                continue
+            self.streams.on_any(message)
+            if isinstance(message, PoseMessage):
+                self.streams.on_poses(message)
+            elif isinstance(message, ImageMessage):
+                used = (message.source, message.sequence) not in superseded
+                acquired = self.streams.on_image(message, used=used)
+                if used and acquired is not None:
+                    config = self.streams.images[(message.source, message.device)].config
+                    self._images.take(config, message, acquired)
+            elif isinstance(message, TextMessage) and (message.source, message.device) in self._footswitches:
+                self._footswitch(message)
+        for event in events:
+            self._events += 1
+            self.apply(event, now_ns)
+        return self._snapshot(batch.cut, now_ns, faults, recording)
+
+    def _footswitch(self, message: TextMessage) -> None:
+        try:
+            event = event_from_dict(json.loads(message.text))
+        except (ValueError, TypeError) as error:
+            self._message = f"foot switch {message.device}: {error}"
+            return
+        self.apply(event, message.arrival_ns)
+
+    def apply(self, event: OperatorEvent, now_ns: int) -> None:
+        """Apply one operator event; what cannot be done is said in the message line and changes nothing."""
+        self._message = ""
+        try:
+            self._apply(event, now_ns)
+        except (TouchError, PoseRefusal, NotRigidError) as error:
+            self._message = str(error)
+
+    def _apply(self, event: OperatorEvent, now_ns: int) -> None:
+        match event:
+            case SelectLandmark(name=name):
+                self._workup.select(name)
+            case CollectLandmark(name=name, dwell_s=dwell):
+                self._workup.collect(name or self._workup.active, self._touch(self.room.stylus_frame, now_ns, dwell))
+                self._message = self._workup.problem
+            case ClearLandmark(name=name):
+                self._workup.clear(name)
+            case UseLandmark(name=name, used=used):
+                self._workup.use(name, used)
+            case ApplyRegistration():
+                self._apply_fit(now_ns)
+            case LoadRegistration(matrix=matrix, provenance=provenance):
+                rigid = Rigid.from_matrix(np.array(matrix, dtype=np.float64).reshape(4, 4), self._registration_name)
+                self._put_in_force(rigid, "assumed" if provenance == "assumed" else "file", None, now_ns)
+            case CheckTip(divot=divot, tool=tool):
+                self._check_tip(divot, tool, now_ns)
+            case SetPlan(target=target, entry=entry):
+                self._set_plan(target, entry)
+            case ChooseApplicator(name=name, power_w=power, time_s=time):
+                self._choose(name, power, time)
+            case StartGuidance():
+                self._guiding = True
+            case StopGuidance():
+                self._guiding = False
+            case BreathHold(held=held):
+                self._breath_hold = held
+            case LoadCase(sha256=key):
+                if key not in self._cases:
+                    raise TouchError(f"case {key[:12]}…: its data is not known here")
+                self._take_up(self._cases[key], generation=self._case_generation + 1)
+                self._withdraw_landmark_registration()
+            case _:
+                pass
+
+    def _touch(self, tip: str, now_ns: int, dwell_s: float) -> Touch:
+        frame = self.room.reference_frame
+        newest = self.graph.newest_common_time(frame, tip)
+        self._refuse_old(f"{tip} in {frame}", newest, now_ns, self._lost_limit_ns(frame, tip))
+        return average_tip(self.graph, frame, tip, until_ns=newest, dwell_s=dwell_s)
+
+    def _apply_fit(self, now_ns: int) -> None:
+        fit = self._workup.fit
+        if fit is None:
+            raise TouchError(self._workup.problem or "no registration yet: collect at least 3 landmarks")
+        self._put_in_force(fit.transform, "landmarks", fit, now_ns)
+
+    def _put_in_force(self, rigid: Rigid, method: str, fit: LandmarkRegistration | None, now_ns: int) -> None:
+        self._generation += 1
+        self.graph.set_static(rigid, method, self._generation)
+        self._registration, self._registration_method = fit, method
+        self._registration_made_ns = now_ns
+        self._tip_check.clear()
+
+    def _withdraw_landmark_registration(self) -> None:
+        """Another case: a registration to the old CT must not survive it."""
+        self._generation += 1
+        self.graph.remove_static(self._registration_name)
+        self._registration, self._registration_method = None, ""
+
+    def _check_tip(self, divot: str, tool: str, now_ns: int) -> None:
+        point = next((p for p in self.case.divots if p.name == divot), None)
+        if point is None:
+            known = ", ".join(p.name for p in self.case.divots) or "none"
+            raise TouchError(f"divot {divot!r}: not one of this case; known: {known}")
+        touch = self._touch(tool, now_ns, 0.3)
+        edge = self.graph.static(self._registration_name)
+        if edge is None:
+            raise TouchError("tip check: register first")
+        ras = edge.transform.apply(touch.point)
+        self._tip_check[tool] = float(np.linalg.norm(ras - np.array(point.ras)))
+
+    # -- reading out ---------------------------------------------------------------------------------------------
+
+    def _lost_limit_ns(self, to_frame: str, from_frame: str) -> int:
+        limits = [
+            self.streams.tools[b.name.wire].config.lost_limit_ms
+            for b in self.graph.moving_on_path(to_frame, from_frame)
+            if not b.hold_last
+        ]
+        return round(min(limits) * 1e6) if limits else 1 << 62
+
+    @staticmethod
+    def _refuse_old(what: str, time_ns: int, now_ns: int, limit_ns: int) -> None:
+        if now_ns - time_ns > limit_ns:
+            raise TooOld(f"{what}: newest pose is {(now_ns - time_ns) / 1e6:.0f} ms old, limit {limit_ns / 1e6:.0f} ms")
+
+    def locate(self, tip: str, now_ns: int, *, frame: str | None = None) -> TimedPose:
+        """The newest pose of a tip in RAS (or ``frame``), no older than the shortest limit of the streams it rests on.
+
+        Raises
+        ------
+        PoseRefusal
+        """
+        to_frame = frame or self.room.ct_frame
+        newest = self.graph.newest_common_time(to_frame, tip)
+        self._refuse_old(f"{tip} in {to_frame}", newest, now_ns, self._lost_limit_ns(to_frame, tip))
+        return self.graph.lookup(to_frame, tip, newest)
+
+    def _tool(self, tip: str, now_ns: int) -> tuple[ToolState, TimedPose | None, str]:
+        try:
+            timed = self.locate(tip, now_ns)
+        except PoseRefusal as refusal:
+            return ToolState(tip, None, PoseStatus.MISSING, 0, 0, str(refusal)), None, refusal.code
+        return ToolState(tip, timed.pose, PoseStatus.OK, timed.time_ns, timed.arrival_ns), timed, ""
+
+    def _snapshot(
+        self, cut: dict[str, int], now_ns: int, faults: tuple[str, ...], recording: bool
+    ) -> NavigationSnapshot:
+        health = self.streams.health(now_ns)
+        needle, timed, refusal = self._tool(self.room.needle_frame, now_ns)
+        tools = {}
+        if self.room.stylus_frame != self.room.needle_frame:
+            tools[self.room.stylus_frame] = self._tool(self.room.stylus_frame, now_ns)[0]
+
+        guidance: GuidanceNumbers | None = None
+        zone: EllipsoidZone | None = None
+        margin: MarginResult | None = None
+        uncertainty: TipUncertainty | None = None
+        registration = self._registration_summary()
+        if timed is not None:
+            uncertainty = self._tip_error.at(self.graph, timed, self._registration, self._registration_method, now_ns)
+            if self._target is not None:
+                guidance = compute_guidance(
+                    timed.pose, target_ras=self._target, entry_ras=self._entry, tumour=self.case.tumour
+                )
+            if self._applicator is not None:
+                zone = place_zone(self._applicator, self._power_w, self._time_s, timed.pose)
+                if self.case.tumour is not None:
+                    margin = compute_margin(self.case.tumour, zone, uncertainty.covariance_mm2)
+        gate = self._gate.judge(
+            needle_refusal=refusal,
+            needle_detail=needle.refusal,
+            latency_ms=None if timed is None else (now_ns - timed.time_ns) / 1e6,
+            streams=health,
+            needed=self._needed_streams(),
+            registration=registration,
+            order_warning="" if self._registration is None else str(self._registration.order_warning or ""),
+            uncertainty=uncertainty,
+            now_ns=now_ns,
+            breath_hold=self._breath_hold,
+            has_target=self._target is not None,
+            has_tumour=self.case.tumour is not None,
+            applicator=self._applicator_text,
+            tip_check_mm=max(self._tip_check.values(), default=None),
+            faults=faults,
+        )
+        if gate.state is GateState.BLANK:
+            guidance = zone = margin = uncertainty = None
+            needle = ToolState(needle.name, None, needle.status, 0, 0, needle.refusal or gate.reasons[0].text)
+        snapshot = NavigationSnapshot(
+            sequence=self._sequence,
+            now_ns=now_ns,
+            cut=cut,
+            events=self._events,
+            needle=needle,
+            tools=tools,
+            guidance=guidance,
+            zone=zone,
+            margin=margin,
+            uncertainty=uncertainty,
+            gate=gate,
+            streams=health,
+            registration=registration,
+            setup=self._setup_state(),
+            target_ras=self._target,
+            entry_ras=self._entry,
+            image=self._images.newest("ultrasound", now_ns),
+            fluoro=self._images.newest("fluoro", now_ns),
+            breath_hold=self._breath_hold,
+            recording=recording,
+            faults=faults,
+            applicator=self._applicator_text,
+            case_generation=self._case_generation,
+        )
+        self._sequence += 1
+        return snapshot
+
+    def _needed_streams(self) -> frozenset[str]:
+        """Names of the tool streams that the needle in RAS rests on (as far as the frames are joined yet)."""
+        try:
+            frames = (self.room.ct_frame, self.room.needle_frame)
+            return frozenset(b.name.wire for b in self.graph.moving_on_path(*frames))
+        except PoseRefusal:
+            try:
+                frames = (self.room.reference_frame, self.room.needle_frame)
+                return frozenset(b.name.wire for b in self.graph.moving_on_path(*frames))
+            except PoseRefusal:
+                return frozenset()
+
+    def _registration_summary(self) -> RegistrationSummary | None:
+        if not self._registration_method:
+            return None
+        fit = self._registration
+        return RegistrationSummary(
+            method=self._registration_method,
+            generation=self._generation,
+            fre_mm=None if fit is None else fit.fre_rms_mm,
+            tre_at_target_mm=None if fit is None or self._target is None else fit.tre_rms_at(self._target),
+            made_ns=self._registration_made_ns,
+            landmarks=self._workup.rows() if fit is not None else (),
+            warning="" if fit is None or fit.order_warning is None else fit.order_warning.text,
+        )
+
+    def _setup_state(self) -> SetupState:
+        rows = self._workup.rows()
+        done = {"case"}
+        if self.case.tumour is not None:
+            done.add("tumour")
+        if self._target is not None:
+            done.add("plan")
+        if self._registration_method:
+            done.add("landmarks")
+        if self._tip_check and max(self._tip_check.values()) <= TIP_CHECK_LIMIT_MM:
+            done.add("tip_check")
+        if self._applicator is not None:
+            done.add("applicator")
+        order = ("case", "tumour", "plan", "landmarks", "tip_check", "applicator")
+        step = "guide" if self._guiding else next((s for s in order if s not in done), "guide")
+        return SetupState(
+            step=step,
+            done=frozenset(done),
+            next_action=self._next_action(step),
+            landmarks=rows,
+            active_landmark=self._workup.active,
+            tip_check_error_mm=self._tip_check.get(self.room.needle_frame, max(self._tip_check.values(), default=None)),
+            message=self._message,
+        )
+
+    def _next_action(self, step: str) -> str:
+        collected = sum(r.collected for r in self._workup.rows())
+        actions = {
+            "tumour": "Load or pick the tumour",
+            "plan": "Set target and entry",
+            "landmarks": f"Touch landmark {self._workup.active} with the stylus and collect ({collected} of "
+            f"{len(self._workup.names())} done), then apply"
+            if self._workup.names()
+            else "Load landmarks or a registration",
+            "tip_check": "Put the needle tip into a known divot and check it",
+            "applicator": "Choose applicator, power and time",
+            "guide": "Advance the needle along the plan" if self._guiding else "Start guidance",
+        }
+        return actions.get(step, "")
+
+
+def _point(value: tuple[float, float, float]) -> NDArray[np.float64]:
+    out = np.array(value, dtype=np.float64)
+    out.setflags(write=False)
+    return out

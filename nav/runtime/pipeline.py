@@ -1,0 +1,127 @@
+"""The live compute thread: drains the inbox, ticks the core, publishes the snapshot, records the tick."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Protocol
+
+from nav.runtime.clock import Clock
+from nav.runtime.core import NavigationCore
+from nav.runtime.events import OperatorEvent
+from nav.runtime.slots import Batch, EventQueue, Inbox, LatestSlot
+from nav.runtime.snapshot import NavigationSnapshot
+
+__all__ = ["ComputeThread", "TickRecorder"]
+
+#: A tick at least this often, so that ages and the gate move on when nothing arrives.
+IDLE_TICK_S = 0.02
+#: The tools of one tracker frame arrive as separate messages within this time: one tick takes them all.
+COALESCE_S = 0.001
+
+
+class TickRecorder(Protocol):
+    """What the compute thread needs of a recorder."""
+
+    fault: str
+
+    def record_event(self, event: OperatorEvent, tick: int, now_ns: int) -> None:
+        """Keep an operator event with the tick that takes it in."""
+
+    def record_tick(self, snapshot: NavigationSnapshot, batch: Batch, events: int) -> None:
+        """Keep what a replay needs to repeat this tick, and its numbers."""
+
+
+class ComputeThread:
+    """Runs a `NavigationCore` on one thread.
+
+    Parameters
+    ----------
+    core : NavigationCore
+        Owned by the thread from `start` on.
+    inbox : Inbox
+    clock : Clock
+    on_tick : callable, optional
+        Called on the compute thread with every snapshot (summary, truth); must be quick.
+    """
+
+    def __init__(
+        self,
+        core: NavigationCore,
+        inbox: Inbox,
+        clock: Clock,
+        *,
+        recorder: TickRecorder | None = None,
+        on_tick: Callable[[NavigationSnapshot], None] | None = None,
+    ) -> None:
+        self._core = core
+        self._inbox = inbox
+        self._clock = clock
+        self._recorder = recorder
+        self._on_tick = on_tick
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._faults: tuple[str, ...] = ()
+        self._lock = threading.Lock()
+        self.events = EventQueue(inbox.wake)
+        self.snapshots: LatestSlot[NavigationSnapshot] = LatestSlot()
+        self.error = ""
+
+    def start(self) -> None:
+        """Start ticking."""
+        self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish the current tick and end; safe to call twice."""
+        self._stop.set()
+        self._inbox.wake()
+        if self._thread is not None:
+            self._thread.join(2.0)
+            self._thread = None
+
+    def submit(self, event: OperatorEvent) -> None:
+        """Queue an operator event; from any thread, never dropped."""
+        self.events.post(event)
+
+    def set_fault(self, kind: str, text: str) -> None:
+        """Report a fault of another part (render worker, recorder); it stays until it is cleared with an empty text."""
+        with self._lock:
+            kept = tuple(f for f in self._faults if not f.startswith(kind + ": "))
+            self._faults = (*kept, f"{kind}: {text}") if text else kept
+        self._inbox.wake()
+
+    @property
+    def alive(self) -> bool:
+        """False once the thread has died or was stopped; the screen then blanks by the snapshot's age."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                if self._inbox.wait(IDLE_TICK_S):
+                    time.sleep(COALESCE_S)
+                self._tick()
+        except Exception:
+            # No snapshot follows this one, so every number is blank within the snapshot limit; the reason is kept.
+            self.error = traceback.format_exc()
+
+    def _tick(self) -> None:
+        batch = self._inbox.drain()
+        events = self.events.drain()
+        now_ns = self._clock.now_ns()
+        recorder = self._recorder
+        with self._lock:
+            faults = self._faults
+        if recorder is not None and recorder.fault:
+            faults = (*faults, f"recorder: {recorder.fault}")
+        snapshot = self._core.tick(batch, events, now_ns, faults=faults, recording=recorder is not None)
+        self.snapshots.put(snapshot)
+        if recorder is not None:
+            for event in events:
+                recorder.record_event(event, snapshot.sequence, now_ns)
+            recorder.record_tick(snapshot, batch, len(events))
+        if self._on_tick is not None:
+            self._on_tick(snapshot)
