@@ -1,0 +1,47 @@
+# Two commands: `make demo` plays the whole job, `make test` runs the tests. Both set up what they need first.
+# PYTHON=... chooses the interpreter for .venv, ARGS=... is handed on to the command.
+
+PYTHON ?= python3
+ARGS   ?=
+BIN    := .venv/bin
+# A Python that was named by hand decides; otherwise an environment that is there already is kept.
+CHOSEN := $(if $(filter file default,$(origin PYTHON)),0,1)
+
+.PHONY: help demo test setup lint bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    play the whole job in the simulated room (window, or headless without a display)"
+	@echo "make test    run the tests"
+	@echo "make setup   only create .venv with the pinned packages and check the system libraries"
+	@echo "make lint    ruff, mypy, import-linter"
+	@echo "make bench   run the benchmarks"
+	@echo "make clean   remove .venv, caches and build outputs"
+	@echo "Options: PYTHON=/path/to/python3.12   ARGS='--duration 30'"
+
+setup:
+	@command -v $(PYTHON) >/dev/null || { echo "setup: $(PYTHON) not found; on Debian: sudo apt-get install -y --no-install-recommends python3 python3-venv" >&2; exit 1; }
+	@SETUP_PYTHON_CHOSEN=$(CHOSEN) $(PYTHON) scripts/setup_env.py
+
+demo: setup
+	@$(BIN)/ablation-nav demo $(ARGS)
+
+# The twins run twice more: without the compiler (the kernels' Python is right) and with bounds checks (a compiled
+# kernel reads garbage outside an array and says nothing). The checked code has a cache of its own.
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest tests/reference
+	NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=.numba_cache/boundscheck $(BIN)/python -m pytest tests/reference
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf .venv .setup.lock build dist *.egg-info .numba_cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
