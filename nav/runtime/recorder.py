@@ -60,6 +60,7 @@ _SCHEMAS: dict[str, tuple[str, dict[str, Any]]] = {
             "events": _INTEGER,
             "navigation": {"type": ["object", "null"]},
             "overflowed": {"type": "object"},
+            "faults": {"type": "array", "items": {"type": "string"}},
         },
     ),
     "/health": ("ablation_nav.Health", {"now_ns": _INTEGER, "streams": {"type": "array"}}),
@@ -182,6 +183,7 @@ class Recorder:
         events: int,
         navigation: Mapping[str, float | None] | None,
         overflowed: Mapping[str, tuple[int, ...]] | None = None,
+        faults: tuple[str, ...] = (),
     ) -> None:
         """Keep what a tick rested on and what it gave.
 
@@ -197,6 +199,8 @@ class Recorder:
             The numbers, as Python floats; None when the gate blanks them. Must not be changed afterwards.
         overflowed : mapping or None
             `Batch.overflowed`.
+        faults : tuple of str
+            What was wrong outside the streams (such as `fault`) and given to this tick as an input.
         """
         data: dict[str, Any] = {
             "sequence": sequence,
@@ -207,6 +211,8 @@ class Recorder:
         }
         if overflowed:
             data["overflowed"] = dict(overflowed)
+        if faults:
+            data["faults"] = faults
         self._enqueue_json("/ticks", now_ns, data)
 
     def health(self, now_ns: int, streams: list[dict[str, Any]]) -> None:

@@ -71,6 +71,7 @@ class Tick:
     events: int
     navigation: dict[str, float | None] | None
     overflowed: dict[str, tuple[int, ...]]
+    faults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,6 +383,7 @@ class Recording:
                     events=int(data["events"]),
                     navigation=data["navigation"],
                     overflowed={str(k): tuple(v) for k, v in data.get("overflowed", {}).items()},
+                    faults=tuple(data.get("faults", ())),
                 )
             except (KeyError, ValueError, TypeError, AttributeError) as error:
                 raise RecordingError(f"{self.path}: /ticks #{item.sequence}: {error!r}") from None
