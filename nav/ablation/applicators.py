@@ -1,0 +1,224 @@
+"""Applicators and their published zone charts (``configs/applicators/*.toml``), and the zone on the needle.
+
+A chart says how large a zone the manufacturer's brochure shows at a power and a time. It is a reference, never a
+prediction for a patient: clinical volumes are not predicted by charts (Ruiter 2019: energy against volume r = 0.54,
+p = 0.27 in vivo). Inside the chart sizes are bilinear in power and log time; outside it there is no size.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, NamedTuple, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from nav.ablation.zone import EllipsoidZone
+from nav.config.load import ConfigError, load_toml, shipped_config
+from nav.geometry.rigid import Rigid
+
+__all__ = [
+    "Applicator",
+    "ChartRangeError",
+    "ChartRow",
+    "ZoneSize",
+    "list_applicators",
+    "load_applicator",
+    "place_zone",
+    "zone_of_size",
+]
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+#: A power or time this close to a tabulated one (relative) is taken as that one.
+_SAME = 1e-9
+
+
+class ChartRangeError(ValueError):
+    """A power or time outside the chart; the message names the value and the range."""
+
+
+class ZoneSize(NamedTuple):
+    """Diameters along and across the needle, and how far the centre lies behind the tip, mm."""
+
+    long_mm: float
+    short_mm: float
+    offset_mm: float
+
+
+class ChartRow(BaseModel):
+    """One tabulated zone: full diameters, mm."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    power_w: Positive
+    time_s: Positive
+    long_mm: Positive = Field(description="diameter along the needle")
+    short_mm: Positive = Field(description="diameter across the needle")
+    offset_mm: float = Field(allow_inf_nan=False, description="zone centre behind the tip, positive towards the hub")
+
+    @model_validator(mode="after")
+    def _tip_is_near(self) -> Self:
+        if abs(self.offset_mm) > self.long_mm:
+            raise ValueError(
+                f"offset_mm is {self.offset_mm:g}, at most the zone's length ({self.long_mm:g}): the antenna lies in it"
+            )
+        return self
+
+
+class Applicator(BaseModel):
+    """One device and its chart, as in ``configs/applicators/*.toml``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, description="as shown to the person")
+    manufacturer: str
+    device: str
+    modality: str = Field("microwave", description="microwave, radiofrequency, cryo, …")
+    frequency_mhz: Positive | None = None
+    basis: str = Field(min_length=1, description="what the numbers were measured in, as far as the source says")
+    citation: str = Field(min_length=1, description="where the numbers come from")
+    note: str = ""
+    chart: tuple[ChartRow, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _no_row_twice(self) -> Self:
+        seen: set[tuple[float, float]] = set()
+        for row in self.chart:
+            key = (row.power_w, row.time_s)
+            if key in seen:
+                raise ValueError(f"chart holds {row.power_w:g} W, {row.time_s:g} s twice")
+            seen.add(key)
+        return self
+
+    @property
+    def powers_w(self) -> tuple[float, ...]:
+        """Tabulated powers, ascending."""
+        return tuple(sorted({row.power_w for row in self.chart}))
+
+    @property
+    def power_range_w(self) -> tuple[float, float]:
+        """Smallest and largest tabulated power."""
+        return self.powers_w[0], self.powers_w[-1]
+
+    def time_range_s(self, power_w: float) -> tuple[float, float]:
+        """Shortest and longest time that can be asked for at ``power_w`` (`ChartRangeError` outside the powers)."""
+        rows = [self._rows(p) for p, _ in self._bracket(power_w)]
+        return max(r[0].time_s for r in rows), min(r[-1].time_s for r in rows)
+
+    def _rows(self, power_w: float) -> list[ChartRow]:
+        return sorted((r for r in self.chart if r.power_w == power_w), key=lambda r: r.time_s)
+
+    def _bracket(self, power_w: float) -> list[tuple[float, float]]:
+        """One or two tabulated powers around ``power_w``, with their shares."""
+        powers = self.powers_w
+        if not math.isfinite(power_w) or not powers[0] * (1 - _SAME) <= power_w <= powers[-1] * (1 + _SAME):
+            if len(powers) == 1:
+                allowed = f"the chart holds {powers[0]:g} W only"
+            else:
+                allowed = f"the chart covers {powers[0]:g} to {powers[-1]:g} W"
+            raise ChartRangeError(f"{self.name}: power {power_w:g} W, {allowed}; sizes are not extrapolated")
+        for p in powers:
+            if abs(power_w - p) <= _SAME * p:
+                return [(p, 1.0)]
+        high = next(p for p in powers if p > power_w)
+        low = max(p for p in powers if p < power_w)
+        share = (power_w - low) / (high - low)
+        return [(low, 1.0 - share), (high, share)]
+
+    def size(self, power_w: float, time_s: float) -> ZoneSize:
+        """Zone size at a power and time, bilinear in power and log time between tabulated rows.
+
+        In a chart whose powers cover different times, both powers next to ``power_w`` must cover ``time_s``.
+
+        Raises
+        ------
+        ChartRangeError
+            Outside the chart, with the value and the range.
+        """
+        total = np.zeros(3)
+        for power, share in self._bracket(power_w):
+            total += share * self._at(power, time_s, power_w)
+        return ZoneSize(*(float(v) for v in total))
+
+    def _at(self, power: float, time_s: float, asked_w: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        rows = self._rows(power)
+        times = [r.time_s for r in rows]
+        if not math.isfinite(time_s) or not times[0] * (1 - _SAME) <= time_s <= times[-1] * (1 + _SAME):
+            first, last = self.time_range_s(asked_w)
+            if first == last:
+                allowed = f"the chart holds {first:g} s only"
+            elif first < last:
+                allowed = f"the chart covers {first:g} to {last:g} s"
+            else:
+                allowed = "the chart's neighbouring powers have no time in common; choose a tabulated power"
+            raise ChartRangeError(
+                f"{self.name}: time {time_s:g} s at {asked_w:g} W, {allowed}; sizes are not extrapolated"
+            )
+        sizes = np.array([[r.long_mm, r.short_mm, r.offset_mm] for r in rows])
+        x, xs = math.log(time_s), np.log(times)
+        return np.array([np.interp(x, xs, sizes[:, c]) for c in range(3)])
+
+
+def list_applicators() -> tuple[str, ...]:
+    """Names of the applicators that ship with the program."""
+    return tuple(sorted(p.stem for p in shipped_config("applicators").glob("*.toml")))
+
+
+def load_applicator(name_or_path: str | Path) -> Applicator:
+    """Load a shipped applicator by name (``"emprint"``), or a site's own file by path (``"my/device.toml"``).
+
+    Raises
+    ------
+    ConfigError
+        Unknown name (the known ones are listed), unreadable or invalid file (all mistakes listed).
+    """
+    text = str(name_or_path)
+    if isinstance(name_or_path, Path) or text.endswith(".toml") or "/" in text or "\\" in text:
+        return load_toml(Path(name_or_path), Applicator)
+    known = list_applicators()
+    if text not in known:
+        raise ConfigError(
+            f"applicator {text!r}", [f"unknown; known: {', '.join(known)}; or give the path of a .toml file"]
+        )
+    return load_toml(shipped_config("applicators", f"{text}.toml"), Applicator)
+
+
+def place_zone(applicator: Applicator, power_w: float, time_s: float, ras_from_tip: Rigid) -> EllipsoidZone:
+    """The chart's zone on the needle: centre = tip − offset · axis, +Z of the tip frame being the advance.
+
+    Parameters
+    ----------
+    applicator : Applicator
+    power_w, time_s : float
+    ras_from_tip : Rigid
+        Needle tip in RAS mm.
+
+    Raises
+    ------
+    ChartRangeError
+    """
+    return zone_of_size(applicator, power_w, time_s, applicator.size(power_w, time_s), ras_from_tip)
+
+
+def zone_of_size(
+    applicator: Applicator, power_w: float, time_s: float, size: ZoneSize, ras_from_tip: Rigid
+) -> EllipsoidZone:
+    """As `place_zone`, for a size that was looked up before (every pose, one chart look-up)."""
+    axis = np.array(ras_from_tip.rotation[:, 2])
+    centre = ras_from_tip.translation - size.offset_mm * axis
+    axis.setflags(write=False)
+    centre.setflags(write=False)
+    return EllipsoidZone(
+        centre_ras=centre,
+        axis_ras=axis,
+        semi_long_mm=0.5 * size.long_mm,
+        semi_short_mm=0.5 * size.short_mm,
+        tier=0,
+        applicator=applicator.name,
+        power_w=power_w,
+        time_s=time_s,
+        basis=applicator.basis,
+        citation=applicator.citation,
+    )
