@@ -234,15 +234,15 @@ def _voxels(content: ImageContent, options: SourceConfig | None) -> NDArray[np.g
     override = options.endian_override if options is not None else ""
     dtype = np.dtype(SCALAR_TYPES[content.scalar])
     if dtype.itemsize > 1:
-        order = {"big": ">", "little": "<"}.get(override) or {1: ">", 2: "<"}.get(content.endian)
-        if order is None:
+        big = {"big": True, "little": False}.get(override, {1: True, 2: False}.get(content.endian))
+        if big is None:
             raise ContentError(
                 "IMAGE byte order",
                 offset=62,
                 value=content.endian,
                 limit="1 (big) or 2 (little); or set endian_override",
             )
-        dtype = dtype.newbyteorder(order)
+        dtype = dtype.newbyteorder(">" if big else "<")
     k_j_i: tuple[int, ...] = content.part[::-1]
     shape = k_j_i if content.components == 1 else (*k_j_i, content.components)
     array = np.frombuffer(content.pixels, dtype).reshape(shape)
@@ -429,7 +429,7 @@ def encode_image(
         position=position,
         offset=offset,
         part=part,
-        pixels=memoryview(ordered.reshape(-1).view(np.uint8)),
+        pixels=ordered.reshape(-1).view(np.uint8).data,
     )
     return pack_message(
         "IMAGE",

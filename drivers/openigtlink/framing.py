@@ -57,6 +57,11 @@ class Framer:
             return HEADER_SIZE
         return len(self._head) if self._header is None else self._have
 
+    @property
+    def expected(self) -> int:
+        """Whole size in bytes of the message that is being received, as far as its header is known (else 58)."""
+        return HEADER_SIZE + self._to_skip if self._header is None else len(self._message)
+
     def writable(self) -> memoryview:
         """Where to receive the next bytes; use it at once and report to `advance`."""
         if self._header is not None and len(self._message) - self._have > _STAGING_BYTES:

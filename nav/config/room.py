@@ -112,7 +112,10 @@ class SourceConfig(_Model):
     offset_window_s: Positive = 10.0
     reconnect: bool = True
     silent_after_s: Positive = Field(1.0, description="no byte for this long: the link is called silent")
-    header_version: Literal[1, 2] = 1
+    reopen_after_s: Positive = Field(
+        15.0, description="no byte for this long: the connection is closed and opened again (not with hold_last)"
+    )
+    header_version: Literal[1, 2] = Field(1, description="2: sends one version 2 message, so that PLUS sends status")
     origin_is_corner: bool = False
     coordinate_override: Literal["", "ras", "lps"] = ""
     endian_override: Literal["", "big", "little"] = ""
