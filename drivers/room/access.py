@@ -17,16 +17,16 @@ F64 = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 #: Name, angle about the trunk's axis (degrees from the patient's right towards the front), height above the target mm.
-#: Irregular on purpose: no two of them can be exchanged without leaving a residual.
+#: Irregular on purpose: no two of them can be exchanged without leaving a residual. In the order of a short tour.
 _LANDMARKS = (
+    ("costal_left", 142.0, 6.0),
     ("xiphoid", 90.0, 66.0),
     ("epigastric", 68.0, 18.0),
     ("umbilical", 98.0, -78.0),
     ("costal_right", 44.0, -30.0),
     ("chest_right", 24.0, 58.0),
-    ("flank_right", 4.0, -66.0),
-    ("costal_left", 142.0, 6.0),
     ("axillary_right", -8.0, 22.0),
+    ("flank_right", 4.0, -66.0),
 )
 
 _AIR_HU = -500.0

@@ -374,6 +374,7 @@ def _paint_skeleton(canvas: _Canvas) -> None:
 
 def _paint_vessels(canvas: _Canvas, rng: np.random.Generator) -> tuple[F64, float]:
     """Aorta, vena cava, portal and hepatic veins; gives a place on a mid-sized branch and its radius."""
+
     def tube(points: list[list[float]], r: float, hu: float, label: int) -> None:
         for p, q in zip(points[:-1], points[1:], strict=True):
             canvas.capsule(np.array(p), np.array(q), r, r, hu, label)
