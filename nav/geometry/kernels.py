@@ -38,6 +38,7 @@ class KernelSpec:
         from numba import types
 
         namespace = {name: getattr(types, name) for name in dir(types) if not name.startswith("_")}
+        self.dispatcher.disable_compile(False)  # a second warm-up in one process finds the same signatures there
         for signature in self.signatures:
             self.dispatcher.compile(eval(f"({signature},)", {"__builtins__": {}}, namespace))
         self.dispatcher.disable_compile()
