@@ -117,7 +117,7 @@ class SummaryBuilder:
             self._pose_ages_ms.append((done_ns - pose_arrival_ns) * 1e-6)
 
     def add_truth(self, tip_error_mm: float, *, at_rest: bool | None) -> None:
-        """A frame was painted: the end of the paint, and the arrival of the newest pose shown (None or 0: no pose)."""
+        """Distance of the tip shown from the true one; ``at_rest`` None: neither at rest nor in a measured advance."""
         self._tip_errors_mm.append(tip_error_mm)
         if at_rest is not None:
             (self._rest_errors_mm if at_rest else self._moving_errors_mm).append(tip_error_mm)
