@@ -108,7 +108,8 @@ def load_ct(path: Path | str, *, series: str | int | None = None, progress: Prog
     if is_dicom_file(where):
         return _load_series(where.parent, series if series is not None else _series_of(where), progress)
     raise CtReadError(
-        f"{where}: neither a DICOM folder nor a known image file; expected a folder or one of {', '.join(IMAGE_SUFFIXES)}"
+        f"{where}: neither a DICOM folder nor a known image file; expected a folder or a file of one of the kinds "
+        + ", ".join(IMAGE_SUFFIXES)
     )
 
 
@@ -232,8 +233,8 @@ def _series_warnings(chosen: Series, grid: SliceGrid, clipped: int) -> list[str]
     announced = slices[0].images_in_acquisition
     if announced is not None and announced > len(slices):
         warnings.append(
-            f"the header announces {announced} images in the acquisition, {len(slices)} are here; slices may be missing "
-            "at an end of the series"
+            f"the header announces {announced} images in the acquisition, {len(slices)} are here; slices may be "
+            "missing at an end of the series"
         )
     if clipped:
         warnings.append(f"{clipped} voxels did not fit into 16 bits and were clipped")

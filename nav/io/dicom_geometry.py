@@ -99,7 +99,10 @@ def _check_tags(slices: tuple[SliceHeader, ...]) -> None:
         ):
             if value is None:
                 raise CtGeometryError(f"{s.path.name}: {keyword} is missing or not numeric; its place is unknown")
-        assert s.orientation_lps and s.pixel_spacing_mm and first.orientation_lps and first.pixel_spacing_mm
+        assert s.orientation_lps
+        assert s.pixel_spacing_mm
+        assert first.orientation_lps
+        assert first.pixel_spacing_mm
         if min(s.pixel_spacing_mm) <= 0.0:
             raise CtGeometryError(f"{s.path.name}: PixelSpacing is {_point(s.pixel_spacing_mm)} mm, must be positive")
         if (s.rows, s.columns) != (first.rows, first.columns):

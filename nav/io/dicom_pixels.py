@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pydicom
-import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from nav.io.dicom_series import SliceHeader
 from nav.io.errors import CtReadError
+from nav.io.itk import sitk
 
 __all__ = ["AIR_HU", "clip_to_int16", "read_slice_hu"]
 
@@ -23,7 +25,7 @@ _UNCOMPRESSED = {
 }
 
 
-def clip_to_int16(values: NDArray[np.generic]) -> tuple[NDArray[np.int16], int]:
+def clip_to_int16(values: NDArray[Any]) -> tuple[NDArray[np.int16], int]:
     """Values rounded and clipped into int16, and how many had to be clipped (NaN counts, and becomes `AIR_HU`)."""
     if values.dtype == np.int16:
         return values.astype(np.int16, copy=False), 0
@@ -81,7 +83,7 @@ def _whole(value: object) -> int:
     return int.from_bytes(value, "little") if isinstance(value, bytes) else int(str(value))
 
 
-def _raw_pixels(header: SliceHeader, data: pydicom.Dataset) -> NDArray[np.generic]:
+def _raw_pixels(header: SliceHeader, data: pydicom.Dataset) -> NDArray[Any]:
     allocated, stored = int(data.get("BitsAllocated", 16)), int(data.get("BitsStored", 16))
     high, signed = int(data.get("HighBit", stored - 1)), int(data.get("PixelRepresentation", 0)) == 1
     if allocated not in (8, 16, 32) or not 0 < stored <= allocated or not stored - 1 <= high < allocated:
@@ -107,7 +109,7 @@ def _raw_pixels(header: SliceHeader, data: pydicom.Dataset) -> NDArray[np.generi
     return raw
 
 
-def _rescaled(raw: NDArray[np.generic], slope: float, intercept: float) -> NDArray[np.generic]:
+def _rescaled(raw: NDArray[Any], slope: float, intercept: float) -> NDArray[Any]:
     if slope == 1.0 and intercept == 0.0 and raw.dtype == np.int16:
         return raw
     if slope == 1.0 and intercept == int(intercept):
@@ -115,7 +117,7 @@ def _rescaled(raw: NDArray[np.generic], slope: float, intercept: float) -> NDArr
     return raw.astype(np.float64) * slope + intercept
 
 
-def _decoded_by_gdcm(header: SliceHeader) -> NDArray[np.generic]:
+def _decoded_by_gdcm(header: SliceHeader) -> NDArray[Any]:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(header.path))

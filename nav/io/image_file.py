@@ -1,4 +1,4 @@
-"""One image file (NRRD, NIfTI, MHA/MHD) into an array and an affine to RAS. LPS is flipped here and in no other layer."""
+"""One image file (NRRD, NIfTI, MHA/MHD) into an array and an affine to RAS; the one LPS flip of the program."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import ArrayLike, NDArray
 
 from nav.io.errors import InputFileError
+from nav.io.itk import sitk
 
 __all__ = ["IMAGE_SUFFIXES", "ImageFile", "image_suffix", "read_image_file", "swap_lps_ras"]
 
@@ -22,7 +22,7 @@ _FLIP = np.array([-1.0, -1.0, 1.0])
 
 def swap_lps_ras(points: ArrayLike) -> NDArray[np.float64]:
     """LPS ⇄ RAS of points or direction vectors, shape (..., 3), mm: x and y change sign (its own inverse)."""
-    return np.asarray(points, dtype=np.float64) * _FLIP
+    return np.asarray(np.asarray(points, dtype=np.float64) * _FLIP)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,10 +103,9 @@ def read_label_map(path: Path | str) -> LabelMap:
         Unreadable, truncated, no stated orientation, sheared grid, or values that are not whole labels ≥ 0.
     """
     image = read_image_file(path, MaskError)
-    array = image.array
-    if np.issubdtype(array.dtype, np.floating):
-        if not np.isfinite(array).all() or (array != np.rint(array)).any():
-            raise MaskError(f"{path}: holds values that are not whole numbers; expected labels, not probabilities")
+    array: NDArray[Any] = image.array
+    if np.issubdtype(array.dtype, np.floating) and (not np.isfinite(array).all() or (array != np.rint(array)).any()):
+        raise MaskError(f"{path}: holds values that are not whole numbers; expected labels, not probabilities")
     lowest, highest = int(array.min()), int(array.max())
     if lowest < 0 or highest > 65535:
         raise MaskError(f"{path}: values run from {lowest} to {highest}; labels must lie between 0 and 65535")
@@ -171,11 +171,12 @@ def extract_mask(
     source, grid = label_map.source, label_map.volume
     wanted = _wanted_labels(label_map, label)
     if len(wanted) == 1:
-        selected = grid.array == wanted[0]
+        selected: NDArray[np.bool_] = np.equal(grid.array, wanted[0])
     else:
-        table = np.zeros(int(np.iinfo(grid.array.dtype).max) + 1, dtype=bool)
+        table = np.zeros(_highest_label(grid) + 1, dtype=np.bool_)
         table[list(wanted)] = True
-        selected = table[grid.array]
+        labels: NDArray[Any] = grid.array
+        selected = table[labels]
     box = _bounding_box(selected)
     if box is None:
         raise MaskError(f"{source}: label {_list(wanted)} is not in it; it holds {_inventory(label_map)}")
@@ -220,6 +221,10 @@ def components(mask: Volume) -> tuple[Component, ...]:
     return _label_components(mask)[0]
 
 
+def _highest_label(grid: Volume) -> int:
+    return 255 if grid.array.dtype == np.uint8 else 65535
+
+
 def _component_number(component: int | str) -> int | None:
     text = str(component).strip()
     return int(text) if text.isdigit() else None
@@ -234,7 +239,7 @@ def _inventory(label_map: LabelMap) -> str:
     ml = label_map.volume.voxel_volume_mm3 / 1000.0
     found = [
         f"{value}{' ' + label_map.names[value] if label_map.names.get(value) else ''} ({counts[value] * ml:.2f} ml)"
-        for value in np.flatnonzero(counts)
+        for value in np.flatnonzero(counts).tolist()
         if value != 0
     ]
     return "the labels " + ", ".join(found) if found else "no label at all: the mask is empty"
@@ -248,7 +253,7 @@ def _wanted_labels(label_map: LabelMap, label: int | Sequence[int] | None) -> tu
             raise MaskError(f"{label_map.source}: give a label; it holds {_inventory(label_map)}")
         return (int(present[0]),)
     wanted = (int(label),) if isinstance(label, int | np.integer) else tuple(int(v) for v in label)
-    limit = int(np.iinfo(label_map.volume.array.dtype).max)
+    limit = _highest_label(label_map.volume)
     if not wanted or any(v <= 0 or v > limit for v in wanted):
         raise MaskError(f"{label_map.source}: label {_list(wanted)} is not in it; it holds {_inventory(label_map)}")
     return wanted
@@ -256,7 +261,7 @@ def _wanted_labels(label_map: LabelMap, label: int | Sequence[int] | None) -> tu
 
 def _bounding_box(selected: NDArray[np.bool_]) -> tuple[slice, slice, slice] | None:
     """Smallest box that holds every True voxel."""
-    plane = selected.any(axis=0)
+    plane = np.asarray(selected.any(axis=0))
     spans = []
     for line in (selected.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0)):
         at = np.flatnonzero(line)
@@ -312,8 +317,7 @@ def _extent(corners: NDArray[np.float64]) -> str:
 def _inside(points_ras: NDArray[np.float64], ct: Volume) -> NDArray[np.bool_]:
     """Which points lie inside the CT, its outermost voxels included in full."""
     index = ct.to_index(points_ras)
-    inside: NDArray[np.bool_] = ((index >= -0.501) & (index <= np.array(ct.size) - 0.499)).all(axis=1)
-    return inside
+    return np.asarray(((index >= -0.501) & (index <= np.array(ct.size) - 0.499)).all(axis=1))
 
 
 def mirrored_fit(points_ras: NDArray[np.float64], ct: Volume) -> str:
@@ -346,8 +350,8 @@ def _check_against_ct(source: str, structure: Volume, grid: Volume, ct: Volume) 
     warnings: list[str] = []
     if share < 0.999:
         warnings.append(
-            f"{Path(source).name}: {100 * (1 - share):.1f} % of the structure lies outside the CT: structure {_extent(points)}, CT "
-            f"{_extent(ct.corners_ras())} (RAS mm)"
+            f"{Path(source).name}: {100 * (1 - share):.1f} % of the structure lies outside the CT: structure "
+            f"{_extent(points)}, CT {_extent(ct.corners_ras())} (RAS mm)"
         )
     warnings += _mirrored_grid(source, grid, ct)
     nearest = np.rint(ct.to_index(points[inside])).astype(int)
@@ -355,8 +359,8 @@ def _check_against_ct(source: str, structure: Volume, grid: Volume, ct: Volume) 
     median = float(np.median(ct.array[nearest[:, 2], nearest[:, 1], nearest[:, 0]]))
     if median < AIR_LIMIT_HU:
         warnings.append(
-            f"{Path(source).name}: the structure lies in air (median {median:.0f} HU, limit {AIR_LIMIT_HU:.0f}): check that it "
-            "belongs to this CT and that left and right are not swapped"
+            f"{Path(source).name}: the structure lies in air (median {median:.0f} HU, limit {AIR_LIMIT_HU:.0f}): check "
+            "that it belongs to this CT and that left and right are not swapped"
         )
     return warnings
 

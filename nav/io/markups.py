@@ -1,4 +1,4 @@
-"""Slicer markups: points (landmarks, targets) and lines (needle plans), ``.mrk.json`` in and out, legacy ``.fcsv`` in."""
+"""Slicer markups: points (landmarks, targets) and lines (needle plans): ``.mrk.json`` both ways, ``.fcsv`` read."""
 
 from __future__ import annotations
 
@@ -177,11 +177,11 @@ def _read_fcsv(file: Path, text: str) -> Markups:
         if system not in ("RAS", "0", "LPS", "1"):
             raise MarkupsError(f"{file}: CoordinateSystem = {system or 'missing'!r}, must be RAS (0) or LPS (1)")
         try:
-            value = [float(row[c]) for c in "xyz"]
+            point = [float(row[c]) for c in "xyz"]
         except (KeyError, ValueError):
             raise MarkupsError(f"{file}: line {number} holds no x, y, z: {line[:80]!r}") from None
         label = row.get("label", "") or f"point {len(landmarks) + 1}"
-        landmarks.append(Landmark(label, _position(value, f"{file}: line {number}", system in ("LPS", "1"))))
+        landmarks.append(Landmark(label, _position(point, f"{file}: line {number}", system in ("LPS", "1"))))
     if not landmarks:
         raise MarkupsError(f"{file}: holds no points")
     _check_names(file, landmarks)
