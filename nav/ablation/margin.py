@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 
 @njit(nogil=True, cache=True)
 def _ellipse_margin(z, rho, a, b):  # type: ignore[no-untyped-def]
-    """Signed distance, positive inside, of (z, rho ≥ 0) to the ellipse with semi-axes ``a`` along z, ``b`` along rho."""
+    """Signed distance, positive inside, of (z, rho ≥ 0) to the ellipse with semi-axes ``a`` (z) and ``b`` (rho)."""
     if math.isnan(z) or math.isnan(rho):
         return math.nan
     z = abs(z)

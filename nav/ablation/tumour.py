@@ -28,7 +28,10 @@ Array = NDArray[np.float64]
 _MAX_SURFACE_POINTS = 4000
 _MAX_VOLUME_POINTS = 60_000
 _MAX_FACES = 16_000
-_SMOOTHING_VOXELS = 0.7
+#: Smoothing in mean voxel edges. Measured on voxelised spheres of 3 to 12 mm radius, 1 × 1 × 1 to 0.7 × 0.7 × 2.5 mm
+#: voxels: the minimum margin is then 0.05 to 0.2 mm too small (with 0.7: up to 0.7 mm, stair steps of the voxels).
+#: The price: bumps narrower than about two voxels are flattened.
+_SMOOTHING_VOXELS = 1.2
 
 
 class TumourError(ValueError):
@@ -240,7 +243,7 @@ class TumourModel:
 
 
 def _frozen(array: ArrayLike, dtype: type = np.float64) -> NDArray[np.generic]:
-    out = np.array(array, dtype=dtype, order="C")
+    out: NDArray[np.generic] = np.array(array, dtype=dtype, order="C")
     out.setflags(write=False)
     return out
 
@@ -251,8 +254,8 @@ def _orthogonal(mask: Volume) -> bool:
 
 
 def _straightened(mask: Volume) -> Volume:
-    """Nearest-voxel copy of a sheared (gantry tilt) mask on an orthogonal grid along RAS, at half its finest spacing."""
-    index = np.argwhere(mask.array > 0)[:, ::-1]
+    """Nearest-voxel copy of a sheared (gantry tilt) mask on a grid along RAS, at half its finest spacing."""
+    index = np.argwhere(np.asarray(mask.array) > 0)[:, ::-1]
     pitch = 0.5 * float(mask.spacing_mm.min())
     ras = mask.to_ras(index)
     low, high = ras.min(axis=0) - mask.spacing_mm.max(), ras.max(axis=0) + mask.spacing_mm.max()
@@ -264,7 +267,7 @@ def _straightened(mask: Volume) -> Volume:
     back = np.rint(mask.to_index(points)).astype(int)
     ok = ((back >= 0) & (back < np.array(mask.size))).all(axis=1)
     out = np.zeros(len(points), np.uint8)
-    out[ok] = mask.array[back[ok, 2], back[ok, 1], back[ok, 0]] > 0
+    out[ok] = np.asarray(mask.array)[back[ok, 2], back[ok, 1], back[ok, 0]] > 0
     return Volume.of(out.reshape(counts[::-1]), affine)
 
 
@@ -279,7 +282,7 @@ def _build(mask: Volume, margin_mm: float) -> TumourModel:
     low, high = index.min(axis=0), index.max(axis=0)
     if (low == 0).any() or (high == np.array(inside.shape) - 1).any():
         warnings.append("the tumour touches the border of its mask: it may be cut off")
-    count = int(len(index))
+    count = len(index)
     parts = int(ndimage.label(inside[tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))])[1])
     if parts > 1:
         warnings.append(f"the tumour mask has {parts} separate parts; the margin holds for all of them together")
@@ -321,7 +324,7 @@ def _surface_field(mask: Volume, volume_mm3: float) -> tuple[tuple[Array, NDArra
     signed = ndimage.distance_transform_edt(~local, sampling=sampling) - ndimage.distance_transform_edt(
         local, sampling=sampling
     )
-    sigma_mm = _SMOOTHING_VOXELS * float(spacing.min())
+    sigma_mm = _SMOOTHING_VOXELS * float(spacing.mean())
     signed = ndimage.gaussian_filter(signed, sigma_mm / spacing[::-1], mode="nearest")
 
     # Isotropic grid along RAS, fine enough for the surface and coarse enough for the face budget.
@@ -344,8 +347,10 @@ def _surface_field(mask: Volume, volume_mm3: float) -> tuple[tuple[Array, NDArra
         found = _march(grid - level, origin, pitch)
         return _mesh_volume(*found), found
 
-    # Secant for the level that encloses the mask's own volume.
-    a, (va, surface) = 0.0, enclosed(0.0)
+    # The level that encloses the mask's own volume: by counting grid points, then refined on the mesh (secant).
+    rank = min(max(round(volume_mm3 / pitch**3), 1), grid.size - 1)
+    a = float(np.partition(grid, rank, axis=None)[rank])
+    va, surface = enclosed(a)
     b = a + (volume_mm3 - va) / area
     for _ in range(6):
         vb, surface = enclosed(b)
@@ -359,7 +364,9 @@ def _march(field_grid: Array, origin: Array, pitch: float) -> tuple[Array, NDArr
     padded = np.pad(field_grid, 1, constant_values=max(float(field_grid.max()), pitch))
     if padded.min() >= 0.0:
         raise TumourError("the tumour is too small for its voxels: no surface could be found")
-    vertices, faces, _, _ = measure.marching_cubes(padded, 0.0, gradient_direction="ascent")
+    vertices, faces, _, _ = measure.marching_cubes(  # type: ignore[no-untyped-call]
+        padded, 0.0, gradient_direction="ascent"
+    )
     ras = (vertices[:, ::-1].astype(np.float64) - 1.0) * pitch + origin
     faces = np.ascontiguousarray(faces.astype(np.int32))
     if _mesh_volume(ras, faces) < 0.0:
@@ -388,7 +395,7 @@ def _spread(vertices: Array, faces: NDArray[np.int32]) -> tuple[Array, Array, fl
     chosen = cKDTree(points)
     middles = corners.mean(axis=1)
     reach, owner = chosen.query(np.vstack([vertices, middles]))
-    weights = np.bincount(owner[len(vertices) :], weights=areas, minlength=len(points))
+    weights = np.asarray(np.bincount(owner[len(vertices) :], areas, len(points)), dtype=np.float64)
     return points, weights, float(reach.max())
 
 
