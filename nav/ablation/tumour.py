@@ -39,8 +39,8 @@ class TumourError(ValueError):
 
 
 @njit(nogil=True, cache=True)
-def _nearest_and_winding(x, y, z, vertices, faces):  # type: ignore[no-untyped-def]
-    """Squared distance of a point to a triangle mesh, and the mesh's winding number about it.
+def _nearest_and_winding(x, y, z, vertices, faces, wind):  # type: ignore[no-untyped-def]
+    """Squared distance of a point to a triangle mesh, and (with ``wind``) the mesh's winding number about it.
 
     Point to triangle: Ericson, Real-Time Collision Detection (2005) §5.1.5. Winding number: sum of solid angles
     (van Oosterom & Strackee 1983, IEEE TBME 30:125) / 4π; ±1 inside a closed mesh, 0 outside.
@@ -53,13 +53,14 @@ def _nearest_and_winding(x, y, z, vertices, faces):  # type: ignore[no-untyped-d
         bx, by, bz = vertices[i1, 0] - x, vertices[i1, 1] - y, vertices[i1, 2] - z
         cx, cy, cz = vertices[i2, 0] - x, vertices[i2, 1] - y, vertices[i2, 2] - z
         la = math.sqrt(ax * ax + ay * ay + az * az)
-        lb = math.sqrt(bx * bx + by * by + bz * bz)
-        lc = math.sqrt(cx * cx + cy * cy + cz * cz)
-        ab = ax * bx + ay * by + az * bz
-        bc = bx * cx + by * cy + bz * cz
-        ca = cx * ax + cy * ay + cz * az
-        det = ax * (by * cz - bz * cy) - ay * (bx * cz - bz * cx) + az * (bx * cy - by * cx)
-        solid += math.atan2(det, la * lb * lc + ab * lc + bc * la + ca * lb)
+        if wind:
+            lb = math.sqrt(bx * bx + by * by + bz * bz)
+            lc = math.sqrt(cx * cx + cy * cy + cz * cz)
+            ab = ax * bx + ay * by + az * bz
+            bc = bx * cx + by * cy + bz * cz
+            ca = cx * ax + cy * ay + cz * az
+            det = ax * (by * cz - bz * cy) - ay * (bx * cz - bz * cx) + az * (bx * cy - by * cx)
+            solid += math.atan2(det, la * lb * lc + ab * lc + bc * la + ca * lb)
         # Skip the exact distance where a vertex already proves the triangle too far away.
         ux, uy, uz = bx - ax, by - ay, bz - az
         vx, vy, vz = cx - ax, cy - ay, cz - az
@@ -109,7 +110,10 @@ KERNELS: tuple[KernelSpec, ...] = (
     KernelSpec(
         "tumour: distance of a point",
         _nearest_and_winding,
-        ("float64, float64, float64, Array(float64, 2, 'C', readonly=True), Array(int32, 2, 'C', readonly=True)",),
+        (
+            "float64, float64, float64, Array(float64, 2, 'C', readonly=True), "
+            "Array(int32, 2, 'C', readonly=True), boolean",
+        ),
     ),
 )
 
@@ -168,7 +172,10 @@ class TumourModel:
     def signed_distance_mm(self, point_ras: ArrayLike) -> float:
         """Distance of ``point_ras``, (3,) mm, to the surface mesh: negative inside, exact for the mesh."""
         x, y, z = (float(v) for v in np.asarray(point_ras, dtype=np.float64))
-        squared, winding = _nearest_and_winding(x, y, z, self.vertices, self.faces)
+        # Outside the surface's box a point is outside; the sum of solid angles is needed within it only.
+        p = np.array([x, y, z])
+        boxed = bool(np.all((p >= self.vertices.min(axis=0)) & (p <= self.vertices.max(axis=0))))
+        squared, winding = _nearest_and_winding(x, y, z, self.vertices, self.faces, boxed)
         distance = math.sqrt(squared)
         return -distance if abs(winding) > 0.5 else distance
 

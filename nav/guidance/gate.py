@@ -185,8 +185,8 @@ def _registration(g: GateInputs) -> list[GateReason]:
             GateReason(
                 "registration_tre",
                 _DEGRADED,
-                f"Registration is poor: TRE at the target {g.tre_at_target_mm:.1f} mm, limit {limits.max_tre_mm:.1f} mm. "
-                "Add landmarks around the target",
+                f"Registration is poor: TRE at the target {g.tre_at_target_mm:.1f} mm, "
+                f"limit {limits.max_tre_mm:.1f} mm. Add landmarks around the target",
             )
         )
     if g.fre_mm is not None and not g.fre_mm <= limits.max_fre_mm:
@@ -244,7 +244,8 @@ def _quality(g: GateInputs) -> list[GateReason]:
             GateReason(
                 "latency",
                 _DEGRADED,
-                f"Poses are {g.latency_ms:.0f} ms late, limit {limits.latency_ms:.0f} ms. Advance slowly; check the load",
+                f"Poses are {g.latency_ms:.0f} ms late, limit {limits.latency_ms:.0f} ms. "
+                "Advance slowly; check the load",
             )
         )
     if g.tip_rms_mm is None or math.isnan(g.tip_rms_mm):

@@ -46,7 +46,7 @@ def _eigenvalues(covariance: ArrayLike) -> Array:
     values = np.linalg.eigvalsh(0.5 * (c + c.T))[::-1]
     if values[2] < -1e-9 * max(values[0], 1e-300):
         raise ValueError(f"covariance has a negative eigenvalue: {values[2]:.3g}")
-    return np.maximum(values, 0.0)
+    return np.asarray(np.maximum(values, 0.0))
 
 
 def error_share_within(radius_mm: float, covariance: ArrayLike, dof: float = math.inf) -> float:
