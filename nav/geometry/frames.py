@@ -13,7 +13,7 @@ __all__ = ["FrameNameError", "TransformName", "check_frame_name"]
 
 _SEPARATOR = re.compile(r"To(?=[^a-z])")
 _FRAME = re.compile(r"[A-Z][A-Za-z0-9]*\Z")
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z][a-z0-9]*|[0-9]+")
+_WORD = re.compile(r"[A-Z]+(?![a-z])[a-z0-9]*|[A-Z][a-z0-9]*")
 
 
 class FrameNameError(ValueError):
@@ -28,6 +28,8 @@ def check_frame_name(frame: str) -> str:
         )
     if _SEPARATOR.search(frame):
         raise FrameNameError(f"frame name {frame!r}: must not contain 'To' followed by an upper-case letter or digit")
+    if frame.endswith("To"):  # <frame>To<other> would hold two separators
+        raise FrameNameError(f"frame name {frame!r}: must not end with 'To'")
     return frame
 
 

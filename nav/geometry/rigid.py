@@ -126,7 +126,7 @@ class Rigid:
         return isinstance(other, Rigid) and self.name == other.name and np.array_equal(self.matrix, other.matrix)
 
     def __hash__(self) -> int:
-        return hash((self.name, self.matrix.tobytes()))
+        return hash((self.name, (self.matrix + 0.0).tobytes()))  # -0.0 equals 0.0, so it hashes alike
 
     def __reduce__(self) -> Any:
         return (_rebuild_rigid, (self.name, self.matrix.copy()))
