@@ -15,8 +15,9 @@ class Polyline:
     """Line segments or a poly-line in pane pixels.
 
     ``style`` is a key of the palette: ``tumour``, ``zone``, ``zone_inner``, ``needle``, ``needle_lost``, ``plan``,
-    ``vessel``, ``risk``, ``projection``. ``points`` is (n, 2) float64 x, y; with ``segments`` every two points are one
-    segment (n even), otherwise they are joined in order.
+    ``vessel``, ``risk``, ``projection``, ``ultrasound`` (trace of the image plane). ``points`` is (n, 2) float64 x, y
+    in pane pixels, integers at pixel centres (a painter that counts from corners adds 0.5); with
+    ``segments`` every two points are one segment (n even), otherwise they are joined in order.
     """
 
     style: str
@@ -27,7 +28,7 @@ class Polyline:
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """A point symbol in pane pixels: ``tip``, ``target``, ``entry``, ``worst``, ``landmark``, ``stylus``."""
+    """A symbol in pane pixels: ``tip``, ``target``, ``entry``, ``worst``, ``landmark``, ``stylus``, ``crosshair``."""
 
     style: str
     x: float
