@@ -21,8 +21,10 @@ from nav.geometry.frames import TransformName
 from nav.geometry.graph import FrameGraph
 from nav.geometry.poses import PoseRefusal, PoseStatus, TimedPose, TooOld
 from nav.geometry.rigid import NotRigidError, Rigid
-from nav.guidance.compute import compute_guidance
-from nav.guidance.numbers import GateState, GuidanceNumbers, TipUncertainty
+from nav.guidance.compute import PlanError, compute_guidance
+from nav.guidance.gate import GateInputs, GateLimits, evaluate_gate
+from nav.guidance.health import StreamHealth
+from nav.guidance.numbers import GateState, GateVerdict, GuidanceNumbers, TipUncertainty
 from nav.registration.landmarks import LandmarkRegistration
 from nav.runtime.essentials import CaseEssentials
 from nav.runtime.events import (
@@ -42,7 +44,6 @@ from nav.runtime.events import (
     UseLandmark,
     event_from_dict,
 )
-from nav.runtime.gating import GateKeeper
 from nav.runtime.images import ImagePlacer
 from nav.runtime.messages import ImageMessage, LinkMessage, PoseMessage, TextMessage
 from nav.runtime.slots import Batch, message_order
@@ -82,7 +83,12 @@ class NavigationCore:
         self._registration: LandmarkRegistration | None = None
         self._registration_method = ""
         self._registration_made_ns = 0
-        self._gate = GateKeeper(room)
+        self._limits = GateLimits(
+            max_tre_mm=room.uncertainty.max_tre_mm,
+            max_fre_mm=room.uncertainty.max_fre_mm,
+            registration_age_min=room.limits.registration_age_warn_min,
+            latency_ms=room.limits.latency_warn_ms,
+        )
         self._tip_error = TipErrorModel(room)
         self._sequence = 0
         self._events = 0
@@ -118,16 +124,24 @@ class NavigationCore:
             self._set_plan(path.target_ras, path.entry_ras)
 
     def _set_plan(self, target: tuple[float, float, float], entry: tuple[float, float, float] | None) -> None:
+        # Refuses a plan without direction before it is in force.
+        compute_guidance(
+            Rigid.identity(TransformName.of(self.room.needle_frame, self.room.ct_frame)),
+            target_ras=target,
+            entry_ras=entry,
+            tumour=None,
+        )
         self._target, self._entry = _point(target), None if entry is None else _point(entry)
 
     def _choose(self, name: str, power_w: float, time_s: float) -> None:
         self._applicator: Applicator | None = None
+        self._zone_problem = ""
         self._applicator_text, self._power_w, self._time_s = "", power_w, time_s
         try:
             applicator = load_applicator(name)
             applicator.size(power_w, time_s)
         except (ChartRangeError, ConfigError, LookupError) as error:
-            self._message = str(error)
+            self._message = self._zone_problem = str(error)
             return
         self._applicator = applicator
         self._applicator_text = f"{applicator.name} {power_w:g} W {time_s:g} s"
@@ -186,7 +200,7 @@ class NavigationCore:
         self._message = ""
         try:
             self._apply(event, now_ns)
-        except (TouchError, PoseRefusal, NotRigidError) as error:
+        except (TouchError, PoseRefusal, NotRigidError, PlanError) as error:
             self._message = str(error)
 
     def _apply(self, event: OperatorEvent, now_ns: int) -> None:
@@ -220,8 +234,7 @@ class NavigationCore:
             case LoadCase(sha256=key):
                 if key not in self._cases:
                     raise TouchError(f"case {key[:12]}…: its data is not known here")
-                self._take_up(self._cases[key], generation=self._case_generation + 1)
-                self._withdraw_landmark_registration()
+                self._change_case(self._cases[key])
             case _:
                 pass
 
@@ -244,8 +257,17 @@ class NavigationCore:
         self._registration_made_ns = now_ns
         self._tip_check.clear()
 
-    def _withdraw_landmark_registration(self) -> None:
-        """Another case: a registration to the old CT must not survive it."""
+    def _change_case(self, case: CaseEssentials) -> None:
+        """Take up ``case``; only what belongs to the same CT (told by its pseudonym) survives."""
+        old, target, entry = self.case, self._target, self._entry
+        touched = self._workup
+        self._take_up(case, generation=self._case_generation + 1)
+        if case.pseudonym == old.pseudonym:
+            self._workup.take_over(touched)
+            if not case.paths and target is not None:
+                self._target, self._entry = target, entry
+            return
+        # A registration to the old CT must not survive it.
         self._generation += 1
         self.graph.remove_static(self._registration_name)
         self._registration, self._registration_method = None, ""
@@ -320,23 +342,7 @@ class NavigationCore:
                 zone = place_zone(self._applicator, self._power_w, self._time_s, timed.pose)
                 if self.case.tumour is not None:
                     margin = compute_margin(self.case.tumour, zone, uncertainty.covariance_mm2)
-        gate = self._gate.judge(
-            needle_refusal=refusal,
-            needle_detail=needle.refusal,
-            latency_ms=None if timed is None else (now_ns - timed.time_ns) / 1e6,
-            streams=health,
-            needed=self._needed_streams(),
-            registration=registration,
-            order_warning="" if self._registration is None else str(self._registration.order_warning or ""),
-            uncertainty=uncertainty,
-            now_ns=now_ns,
-            breath_hold=self._breath_hold,
-            has_target=self._target is not None,
-            has_tumour=self.case.tumour is not None,
-            applicator=self._applicator_text,
-            tip_check_mm=max(self._tip_check.values(), default=None),
-            faults=faults,
-        )
+        gate = self._judge(health, refusal, registration, uncertainty, timed, now_ns, faults)
         if gate.state is GateState.BLANK:
             guidance = zone = margin = uncertainty = None
             needle = ToolState(needle.name, None, needle.status, 0, 0, needle.refusal or gate.reasons[0].text)
@@ -368,6 +374,46 @@ class NavigationCore:
         self._sequence += 1
         return snapshot
 
+    def _judge(
+        self,
+        health: tuple[StreamHealth, ...],
+        refusal: str,
+        registration: RegistrationSummary | None,
+        uncertainty: TipUncertainty | None,
+        timed: TimedPose | None,
+        now_ns: int,
+        faults: tuple[str, ...],
+    ) -> GateVerdict:
+        needed = self._needed_streams()
+        made_ns = self._registration_made_ns
+        # A registration from the configuration has no time of its own: its age is not known, and not judged.
+        age_min = (now_ns - made_ns) / 60e9 if made_ns else 0.0
+        return evaluate_gate(
+            GateInputs(
+                streams=tuple(s for s in health if s.name in needed or (s.kind == "image" and s.state != "waiting")),
+                required=needed,
+                needle_refusal=refusal,
+                needle_tool=self.room.needle_frame,
+                registration_method="" if registration is None else registration.method,
+                tre_at_target_mm=None if registration is None else registration.tre_at_target_mm,
+                fre_mm=None if registration is None else registration.fre_mm,
+                order_warning="" if registration is None else registration.warning,
+                registration_age_min=age_min,
+                tip_calibration=self._tip_error.tip_calibration,
+                tip_rms_mm=None if uncertainty is None or not uncertainty.calibrated else uncertainty.rms_mm,
+                latency_ms=None if timed is None else (now_ns - timed.time_ns) / 1e6,
+                respiration=self.room.respiration,
+                breath_hold=self._breath_hold,
+                guidance_started=self._guiding,
+                target_set=self._target is not None,
+                tumour_loaded=self.case.tumour is not None,
+                zone_problem="" if self._applicator is not None else (self._zone_problem or "no applicator chosen"),
+                dead_threads=tuple(f.partition(": ")[2] for f in faults if f.startswith("died: ")),
+                faults=tuple(f for f in faults if not f.startswith("died: ")),
+                limits=self._limits,
+            )
+        )
+
     def _needed_streams(self) -> frozenset[str]:
         """Names of the tool streams that the needle in RAS rests on (as far as the frames are joined yet)."""
         try:
@@ -396,7 +442,7 @@ class NavigationCore:
 
     def _setup_state(self) -> SetupState:
         rows = self._workup.rows()
-        done = {"case"}
+        done = {"case"} if self.case.pseudonym else set()
         if self.case.tumour is not None:
             done.add("tumour")
         if self._target is not None:
@@ -422,6 +468,7 @@ class NavigationCore:
     def _next_action(self, step: str) -> str:
         collected = sum(r.collected for r in self._workup.rows())
         actions = {
+            "case": "Open a CT",
             "tumour": "Load or pick the tumour",
             "plan": "Set target and entry",
             "landmarks": f"Touch landmark {self._workup.active} with the stylus and collect ({collected} of "

@@ -6,32 +6,21 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Protocol
 
 from nav.runtime.clock import Clock
 from nav.runtime.core import NavigationCore
 from nav.runtime.events import OperatorEvent
-from nav.runtime.slots import Batch, EventQueue, Inbox, LatestSlot
+from nav.runtime.recorder import Recorder
+from nav.runtime.slots import EventQueue, Inbox, LatestSlot
 from nav.runtime.snapshot import NavigationSnapshot
+from nav.runtime.summary import navigation_numbers
 
-__all__ = ["ComputeThread", "TickRecorder"]
+__all__ = ["ComputeThread"]
 
 #: A tick at least this often, so that ages and the gate move on when nothing arrives.
 IDLE_TICK_S = 0.02
 #: The tools of one tracker frame arrive as separate messages within this time: one tick takes them all.
 COALESCE_S = 0.001
-
-
-class TickRecorder(Protocol):
-    """What the compute thread needs of a recorder."""
-
-    fault: str
-
-    def record_event(self, event: OperatorEvent, tick: int, now_ns: int) -> None:
-        """Keep an operator event with the tick that takes it in."""
-
-    def record_tick(self, snapshot: NavigationSnapshot, batch: Batch, events: int) -> None:
-        """Keep what a replay needs to repeat this tick, and its numbers."""
 
 
 class ComputeThread:
@@ -53,7 +42,7 @@ class ComputeThread:
         inbox: Inbox,
         clock: Clock,
         *,
-        recorder: TickRecorder | None = None,
+        recorder: Recorder | None = None,
         on_tick: Callable[[NavigationSnapshot], None] | None = None,
     ) -> None:
         self._core = core
@@ -93,6 +82,10 @@ class ComputeThread:
             self._faults = (*kept, f"{kind}: {text}") if text else kept
         self._inbox.wake()
 
+    def set_recorder(self, recorder: Recorder | None) -> None:
+        """Take another recorder, or none, from the next tick on."""
+        self._recorder = recorder
+
     @property
     def alive(self) -> bool:
         """False once the thread has died or was stopped; the screen then blanks by the snapshot's age."""
@@ -121,7 +114,8 @@ class ComputeThread:
         self.snapshots.put(snapshot)
         if recorder is not None:
             for event in events:
-                recorder.record_event(event, snapshot.sequence, now_ns)
-            recorder.record_tick(snapshot, batch, len(events))
+                recorder.event(event, snapshot.sequence, now_ns)
+            numbers = navigation_numbers(snapshot)
+            recorder.tick(snapshot.sequence, now_ns, batch.cut, snapshot.events, numbers, batch.overflowed, faults)
         if self._on_tick is not None:
             self._on_tick(snapshot)

@@ -1,0 +1,111 @@
+"""A live session: sources, inbox, compute thread and recorder behind the window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from nav.cli.session import WindowSession
+from nav.cli.versions import software
+from nav.config.room import RoomConfig
+from nav.io.case import Case
+from nav.runtime.clock import Clock
+from nav.runtime.core import NavigationCore
+from nav.runtime.essentials import CaseEssentials
+from nav.runtime.events import LoadCase
+from nav.runtime.messages import Source
+from nav.runtime.pipeline import ComputeThread
+from nav.runtime.recorder import Recorder
+from nav.runtime.slots import Inbox
+from nav.runtime.snapshot import NavigationSnapshot
+
+__all__ = ["LiveSession", "essentials_of"]
+
+
+def essentials_of(case: Case | None, room: RoomConfig) -> CaseEssentials:
+    """What the compute thread needs of a case; empty before one is open."""
+    return CaseEssentials("") if case is None else CaseEssentials.of(case, margin_mm=room.limits.margin_mm)
+
+
+class LiveSession(WindowSession):
+    """Live guidance.
+
+    Parameters
+    ----------
+    sources : tuple of Source
+        Not started yet; `start` does that last.
+    case : Case or None
+        Open at start; others come from the window.
+    out : Path or None
+        Folder for recording and screenshots; None records nothing.
+    on_tick : callable, optional
+        Called on the compute thread with every snapshot.
+    """
+
+    def __init__(
+        self,
+        room: RoomConfig,
+        sources: tuple[Source, ...],
+        clock: Clock,
+        *,
+        case: Case | None,
+        out: Path | None,
+        on_tick: Callable[[NavigationSnapshot], None] | None = None,
+    ) -> None:
+        essentials = essentials_of(case, room)
+        self._sources = sources
+        self.core = NavigationCore(room, essentials)
+        self.recorder = None if out is None else _open_recorder(out, room, essentials, clock)
+        self.inbox = Inbox(self.recorder)
+        self._live = ComputeThread(self.core, self.inbox, clock, recorder=self.recorder, on_tick=on_tick)
+        super().__init__(room, clock, self._live, out=out)
+        if case is not None:
+            self._show(case)
+
+    def start(self) -> None:
+        """Start computing, drawing and, last, receiving."""
+        super().start()
+        for source in self._sources:
+            source.start(self.inbox)
+
+    def stop(self) -> None:
+        """Stop receiving, computing, drawing; finish the recording. Safe to call twice."""
+        for source in self._sources:
+            source.stop()
+        super().stop()
+        if self.recorder is not None:
+            self.recorder.close()
+
+    def set_recording(self, on: bool) -> None:
+        """Finish the recording; one that was stopped is not taken up again (a replay needs it from the start)."""
+        if not on and self.recorder is not None:
+            self.inbox.recorder = None
+            self._live.set_recorder(None)
+            self.recorder.close()
+
+    def take_case(self, case: Case) -> None:
+        """Hand a new or changed case to everything that computes with it, then show it."""
+        essentials = essentials_of(case, self.room)
+        key = self.core.add_case(essentials)
+        if self.recorder is not None:
+            self.recorder.attach(case_attachment(key), essentials.to_bytes())
+        self.submit(LoadCase(key))
+        self._show(case)
+
+
+ROOM_ATTACHMENT = "room.json"
+
+
+def case_attachment(key: str) -> str:
+    """Name of the attachment that holds the essentials of a case."""
+    return f"case-{key}.npz"
+
+
+def _open_recorder(out: Path, room: RoomConfig, essentials: CaseEssentials, clock: Clock) -> Recorder:
+    out.mkdir(parents=True, exist_ok=True)
+    key = essentials.sha256()
+    metadata = {"software": software(room), "case": key, "pseudonym": essentials.pseudonym}
+    recorder = Recorder(out / "recording.mcap", metadata=metadata, clock=clock, overwrite=True)
+    recorder.attach(ROOM_ATTACHMENT, room.model_dump_json().encode(), "application/json")
+    recorder.attach(case_attachment(key), essentials.to_bytes())
+    return recorder
