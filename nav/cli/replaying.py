@@ -58,7 +58,7 @@ class RecordedSession:
             raise ConfigError(f"{path}: {ROOM_ATTACHMENT}", [str(error)]) from None
 
     def _load_cases(self) -> dict[str, CaseEssentials]:
-        names = [n for n in self.recording.attachments() if n.startswith("case-")]
+        names = [n for n in self.recording.attachments if n.startswith("case-")]
         cases = [CaseEssentials.from_bytes(self.recording.attachment(n)) for n in names]
         return {n.removeprefix("case-").removesuffix(".npz"): c for n, c in zip(names, cases, strict=True)}
 

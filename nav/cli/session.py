@@ -111,7 +111,7 @@ class WindowSession:
     def set_view(self, view: ViewState) -> None:
         """See `HudSession`."""
         self._view = view
-        self.worker.wake()
+        self.worker.notify()
 
     def case_info(self) -> CaseInfo | None:
         """See `HudSession`."""

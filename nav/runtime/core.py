@@ -453,6 +453,8 @@ class NavigationCore:
             done.add("tip_check")
         if self._applicator is not None:
             done.add("applicator")
+        if self._guiding:
+            done.add("guide")
         order = ("case", "tumour", "plan", "landmarks", "tip_check", "applicator")
         step = "guide" if self._guiding else next((s for s in order if s not in done), "guide")
         return SetupState(

@@ -44,7 +44,7 @@ class CaseEssentials:
         }
         arrays = {} if self.tumour is None else {f"tumour_{k}": v for k, v in self.tumour.to_arrays().items()}
         out = io.BytesIO()
-        np.savez_compressed(out, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
+        np.savez_compressed(out, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
         return out.getvalue()
 
     @classmethod

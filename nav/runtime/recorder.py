@@ -212,7 +212,7 @@ class Recorder:
         if overflowed:
             data["overflowed"] = dict(overflowed)
         if faults:
-            data["faults"] = faults
+            data["faults"] = list(faults)
         self._enqueue_json("/ticks", now_ns, data)
 
     def health(self, now_ns: int, streams: list[dict[str, Any]]) -> None:

@@ -383,7 +383,7 @@ class Recording:
                     events=int(data["events"]),
                     navigation=data["navigation"],
                     overflowed={str(k): tuple(v) for k, v in data.get("overflowed", {}).items()},
-                    faults=tuple(data.get("faults", ())),
+                    faults=tuple(str(f) for f in data.get("faults", ())),
                 )
             except (KeyError, ValueError, TypeError, AttributeError) as error:
                 raise RecordingError(f"{self.path}: /ticks #{item.sequence}: {error!r}") from None

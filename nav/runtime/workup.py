@@ -123,6 +123,13 @@ class LandmarkWorkup:
         self._used[name] = used
         self._refit()
 
+    def take_over(self, other: LandmarkWorkup) -> None:
+        """Keep the touches of another work-up for landmarks that stand unchanged at the same place here."""
+        same = {p for p in self._landmarks if p in other._landmarks}
+        self._touches = {p.name: other._touches[p.name] for p in same if p.name in other._touches}
+        self._used.update({p.name: other._used[p.name] for p in same})
+        self._refit()
+
     def _refit(self) -> None:
         rows = [p for p in self._landmarks if p.name in self._touches]
         self.fit, self.problem = None, ""
