@@ -178,7 +178,8 @@ def main():
     with open(os.path.join(ROOT, ".setup.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         prepare()
-    return subprocess.call([sys.executable, os.path.join(ROOT, "scripts", "system_libs.py")])
+    libraries = os.path.join(ROOT, "nav", "cli", "system_libraries.py")
+    return subprocess.call([sys.executable, "-I", libraries])
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ _KNOWN: tuple[tuple[str, str, ExitCode], ...] = (
     ("nav.geometry.frames", "FrameNameError", ExitCode.INPUT),
     ("nav.geometry.rigid", "NotRigidError", ExitCode.INPUT),
     ("nav.geometry.volume", "VolumeError", ExitCode.INPUT),
+    ("nav.io.errors", "InputFileError", ExitCode.INPUT),
+    ("nav.registration.landmarks", "RegistrationError", ExitCode.INPUT),
 )
 
 _CONNECTION_ERRNOS = {

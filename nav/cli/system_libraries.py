@@ -1,8 +1,8 @@
-#!/usr/bin/env python3
 """Check the system libraries that the Python packages load, and install the Debian packages when run as root.
 
-Standard library only, any Python 3. Run on its own: ``python3 scripts/system_libs.py [--check]``; with ``--check``
-nothing is installed. Ends with 0 when everything needed is there, otherwise prints the one line to run and ends with 1.
+Standard library only, any Python 3, no import of the rest of the program: the set-up runs this file before anything
+else works, ``python3 -I nav/cli/system_libraries.py [--check]``; with ``--check`` nothing is installed. Ends with 0
+when everything needed is there, otherwise prints the one line to run and ends with 1. `doctor` uses its tables.
 
 The list was found on a minimal Debian 12 by adding packages until the program ran.
 """
@@ -33,7 +33,7 @@ WINDOW = [
 ]
 
 
-def can_load(library):
+def can_load(library: str) -> bool:
     """True when the dynamic linker finds ``library`` with all that it needs itself."""
     try:
         ctypes.CDLL(library)
@@ -42,17 +42,17 @@ def can_load(library):
     return True
 
 
-def missing(window):
+def missing(window: bool) -> "list[tuple[str, str, str]]":
     """Rows of the tables above whose library cannot be loaded."""
     return [row for row in ALWAYS + (WINDOW if window else []) if not can_load(row[0])]
 
 
-def install_line(packages):
+def install_line(packages: "list[str]") -> str:
     """The one line a person with the right to install runs."""
     return "sudo apt-get install -y --no-install-recommends " + " ".join(packages)
 
 
-def apt_install(packages):
+def apt_install(packages: "list[str]") -> bool:
     """Install Debian packages as root; the lists are fetched only where they are missing or too old."""
     environment = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
     install = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
@@ -70,11 +70,12 @@ def apt_install(packages):
         )
         if done.returncode == 0:
             return True
-    sys.stdout.write(done.stdout.decode(errors="replace")[-2000:] if "done" in locals() else "")
+        said = done.stdout.decode(errors="replace")
+    sys.stdout.write(said[-2000:])
     return False
 
 
-def main(arguments):
+def main(arguments: "list[str]") -> int:
     """Check, install where possible, report."""
     root = hasattr(os, "geteuid") and os.geteuid() == 0
     may_install = "--check" not in arguments and root and shutil.which("apt-get")
