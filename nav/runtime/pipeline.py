@@ -14,6 +14,7 @@ from nav.runtime.recorder import Recorder
 from nav.runtime.slots import EventQueue, Inbox, LatestSlot
 from nav.runtime.snapshot import NavigationSnapshot
 from nav.runtime.summary import navigation_numbers
+from nav.runtime.warmup import use_one_thread
 
 __all__ = ["ComputeThread"]
 
@@ -93,6 +94,7 @@ class ComputeThread:
 
     def _run(self) -> None:
         try:
+            use_one_thread()
             while not self._stop.is_set():
                 if self._inbox.wait(IDLE_TICK_S):
                     time.sleep(COALESCE_S)

@@ -11,7 +11,7 @@ from nav.geometry.poses import PoseBuffer, PoseSample, PoseStatus
 from nav.geometry.rigid import NotRigidError, Rigid
 from nav.guidance.health import StreamHealth
 from nav.runtime.health import StreamMonitor
-from nav.runtime.messages import ImageMessage, LinkMessage, Message, PoseMessage
+from nav.runtime.messages import ImageMessage, LinkMessage, LinkState, Message, PoseMessage
 from nav.runtime.sender_time import SenderTimeMapper
 
 __all__ = ["ImageStream", "StreamSet", "ToolStream"]
@@ -83,7 +83,9 @@ class StreamSet:
         return self._mappers[message.source].acquired_ns(message.sender_ns, message.arrival_ns, message.device)
 
     def on_link(self, message: LinkMessage) -> None:
-        """The link of a source changed."""
+        """The link of a source changed. A new connection may lead to another clock, so its offset is learned anew."""
+        if message.state is LinkState.CONNECTED:
+            self._mappers[message.source].reset()
         for monitor in self._by_source.get(message.source, ()):
             monitor.on_link(message.state, message.arrival_ns, message.detail)
 
