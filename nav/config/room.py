@@ -147,6 +147,11 @@ class CalibrationConfig(_Model):
             raise ValueError(str(error)) from None
         return self
 
+    @property
+    def frames(self) -> TransformName:
+        """From which frame to which."""
+        return TransformName.parse(self.name)
+
     def rigid(self) -> Rigid:
         """The transform as `Rigid`."""
         return Rigid.from_matrix(self.matrix, self.name)
@@ -164,6 +169,9 @@ class UncertaintyConfig(_Model):
     landmark_rms_mm: Positive = Field(1.0, description="3-D rms of touching one landmark (prior; FRE refines it)")
     tip_calibration_rms_mm: NonNegative = 0.0
     ct_landmark_rms_mm: NonNegative = 0.0
+    hand_speed_mm_s: NonNegative = Field(
+        5.0, description="rms speed per axis of a hand that holds still (tremor of 0.1 mm at 8 Hz); times the latency"
+    )
     max_tre_mm: Positive = Field(3.0, description="above this the registration is called poor: degraded")
     max_fre_mm: Positive = 3.0
 

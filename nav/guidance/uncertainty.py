@@ -98,7 +98,9 @@ def tip_uncertainty(
         3-D rms error of the tip calibration; the room's ``tip_calibration_rms_mm`` when omitted.
     speed_mm_s, latency_s : float
         The tip moves on while its pose travels: ``speed × latency`` along the needle's axis, taken in full as one
-        standard deviation, because it is an offset and not noise.
+        standard deviation, because it is an offset and not noise; and in every direction the room's
+        ``hand_speed_mm_s × latency``, because no hand holds still. With a latency of 0 the result is the uncertainty
+        of the tip at the pose's own time.
 
     Returns
     -------
@@ -126,10 +128,11 @@ def tip_uncertainty(
     tip_rms = config.tip_calibration_rms_mm if tip_calibration_rms_mm is None else tip_calibration_rms_mm
     if tip_rms > 0.0:
         parts["tip_calibration"] = np.eye(3) * tip_rms**2 / 3.0
-    shift = abs(speed_mm_s) * max(latency_s, 0.0)
-    if shift > 0.0:
+    travel_s = max(latency_s, 0.0)
+    if travel_s > 0.0:
         axis = ras_from_tip.rotation[:, 2]
-        parts["latency"] = shift**2 * np.outer(axis, axis)
+        shift, tremor = abs(speed_mm_s) * travel_s, config.hand_speed_mm_s * travel_s
+        parts["latency"] = shift**2 * np.outer(axis, axis) + tremor**2 * np.eye(3)
 
     covariance = np.asarray(sum(parts.values(), np.zeros((3, 3))))
     trace = float(np.trace(covariance))
