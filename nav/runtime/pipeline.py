@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import traceback
 from collections.abc import Callable
 
@@ -97,7 +96,7 @@ class ComputeThread:
             use_one_thread()
             while not self._stop.is_set():
                 if self._inbox.wait(IDLE_TICK_S):
-                    time.sleep(COALESCE_S)
+                    self._stop.wait(COALESCE_S)
                 self._tick()
         except Exception:
             # No snapshot follows this one, so every number is blank within the snapshot limit; the reason is kept.
