@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 
 from nav.runtime.clock import Clock
 from nav.runtime.core import NavigationCore
@@ -21,6 +22,8 @@ __all__ = ["ComputeThread"]
 IDLE_TICK_S = 0.02
 #: The tools of one tracker frame arrive as separate messages within this time: one tick takes them all.
 COALESCE_S = 0.001
+#: The states of the streams go into the recording this often.
+HEALTH_PERIOD_NS = 1_000_000_000
 
 
 class ComputeThread:
@@ -54,6 +57,7 @@ class ComputeThread:
         self._thread: threading.Thread | None = None
         self._faults: tuple[str, ...] = ()
         self._lock = threading.Lock()
+        self._health_recorded_ns = -HEALTH_PERIOD_NS
         self.events = EventQueue(inbox.wake)
         self.snapshots: LatestSlot[NavigationSnapshot] = LatestSlot()
         self.error = ""
@@ -118,5 +122,8 @@ class ComputeThread:
                 recorder.event(event, snapshot.sequence, now_ns)
             numbers = navigation_numbers(snapshot)
             recorder.tick(snapshot.sequence, now_ns, batch.cut, snapshot.events, numbers, batch.overflowed, faults)
+            if now_ns - self._health_recorded_ns >= HEALTH_PERIOD_NS:
+                self._health_recorded_ns = now_ns
+                recorder.health(now_ns, [asdict(stream) for stream in snapshot.streams])
         if self._on_tick is not None:
             self._on_tick(snapshot)
