@@ -97,7 +97,7 @@ class SceneModel:
 def build_scene(case: Case, generation: int = 0) -> SceneModel:
     """Surfaces and centre of a case (about a second for large vessel trees: not for the live thread)."""
     tumour = mask_surface(case.tumour, MAX_TUMOUR_TRIANGLES) if case.tumour is not None else None
-    vessels = mask_surface(case.vessels, MAX_VESSEL_TRIANGLES) if case.vessels is not None else None
+    vessels = mask_surface(case.vessels, MAX_VESSEL_TRIANGLES, shape_based=False) if case.vessels is not None else None
     ct = case.ct
     if ct.array.dtype not in (np.int16, np.uint8):
         raise ValueError(f"CT has dtype {ct.array.dtype}; the pictures need int16 HU")

@@ -1,4 +1,4 @@
-"""Surfaces of masks as triangle meshes in RAS (marching cubes on a smoothed, isotropically resampled mask)."""
+"""Surfaces of masks as triangle meshes in RAS (marching cubes on an isotropic grid)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ SMOOTHING_SAMPLES = 0.7
 MARGIN_VOXELS = 3
 
 
-def mask_surface(mask: Volume, max_triangles: int, finest_mm: float = 0.8) -> Mesh | None:
+def mask_surface(mask: Volume, max_triangles: int, finest_mm: float = 0.8, *, shape_based: bool = True) -> Mesh | None:
     """The surface of a 0/1 mask.
 
-    The mask is cropped, brought to an isotropic grid and smoothed by a Gaussian of `SMOOTHING_SAMPLES`; the surface is
-    its 0.5 level. The pitch starts at the mask's finest spacing (at least ``finest_mm``) and is coarsened until the
-    limit holds. A structure so small that smoothing would swallow it is taken as it is.
+    The mask is cropped, turned into a smooth field, brought to an isotropic grid and cut by marching cubes. The field
+    is the signed distance to the mask's border (shape-based interpolation, Raya and Udupa 1990), which neither steps
+    between thick slices nor shrinks; or, ``shape_based=False``, the blurred mask itself, several times faster and good
+    enough for a large vessel tree. The pitch starts at the mask's finest spacing (at least ``finest_mm``) and is
+    coarsened until the limit holds. A structure so small that the grid would miss it is taken on the mask's own grid.
 
     Parameters
     ----------
@@ -36,11 +38,17 @@ def mask_surface(mask: Volume, max_triangles: int, finest_mm: float = 0.8) -> Me
         Upper limit, at least 100.
     finest_mm : float
         Finest pitch of the grid.
+    shape_based : bool
 
     Returns
     -------
     Mesh or None
         None when the mask is empty.
+
+    Raises
+    ------
+    ValueError
+        On a limit below 100, or one that cannot be met.
     """
     if max_triangles < 100:
         raise ValueError(f"surface limited to {max_triangles} triangles, at least 100 are needed")
@@ -48,43 +56,50 @@ def mask_surface(mask: Volume, max_triangles: int, finest_mm: float = 0.8) -> Me
     if not boxes or boxes[0] is None:
         return None
     box = boxes[0]
-    inside = np.pad((mask.array[box] > 0).astype(np.float32), MARGIN_VOXELS)
+    inside = np.pad(mask.array[box] > 0, MARGIN_VOXELS)
     corner = np.array([s.start - MARGIN_VOXELS for s in box], dtype=np.float64)  # (k, j, i) of inside[0, 0, 0]
     spacing = mask.spacing_mm[::-1]
+    field = _signed_distance(inside, spacing) if shape_based else inside.astype(np.float32) - np.float32(0.5)
     pitch = max(float(spacing.min()), finest_mm)
     for _ in range(12):
-        vertices, triangles = _surface_at(inside, spacing, pitch)
+        # A distance field is smoothed by what its new grid can hold; a mask also across its own voxels.
+        step = pitch / spacing
+        sigma = SMOOTHING_SAMPLES * (step if shape_based else np.maximum(step, 1.0))
+        vertices, triangles = _surface_at(field, step, sigma)
         if len(triangles) <= max_triangles:
             break
         pitch *= max(1.08, float(np.sqrt(len(triangles) / max_triangles)) * 1.02)
     else:
         raise ValueError(f"surface of {len(triangles)} triangles could not be brought below {max_triangles}")
-    index = (vertices + corner)[:, ::-1]
-    ras = mask.to_ras(index)
-    # Marching cubes winds for a right-handed (k, j, i); the reversal to (i, j, k) mirrors once, the affine perhaps too.
+    ras = mask.to_ras((vertices + corner)[:, ::-1])
+    # Which way marching cubes winds depends on the handedness of (k, j, i) and of the affine; the volume's sign tells.
     mesh = Mesh.of(ras, triangles)
     return mesh if mesh.volume_mm3 > 0.0 else Mesh.of(ras, triangles[:, ::-1])
 
 
+def _signed_distance(inside: NDArray[np.bool_], spacing: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Distance in mm, positive inside; 0 lies midway between the centres of an inner and an outer voxel."""
+    within = ndimage.distance_transform_edt(inside, sampling=spacing)
+    outside = ndimage.distance_transform_edt(~inside, sampling=spacing)
+    return np.asarray(within - outside, dtype=np.float32)
+
+
 def _surface_at(
-    inside: NDArray[np.float32], spacing: NDArray[np.float64], pitch: float
+    field: NDArray[np.float32], step: NDArray[np.float64], sigma: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-    """Vertices in (k, j, i) of ``inside``, and triangles, on a grid of ``pitch`` mm."""
+    """The zero level of a field smoothed by ``sigma`` and sampled every ``step`` (both in its samples).
+
+    Returns vertices in (k, j, i) of ``field``, and triangles.
+    """
     from skimage.measure import marching_cubes
 
-    step = np.maximum(pitch / spacing, 1e-6)
-    shape = np.maximum(np.ceil((np.array(inside.shape) - 1) / step).astype(int) + 1, 2)
-    # The anti-alias blur of a coarser grid, so that thin vessels fade out instead of breaking into aliased beads.
-    blurred = ndimage.gaussian_filter(inside, SMOOTHING_SAMPLES * np.maximum(step, 1.0), mode="constant")
-    field = ndimage.affine_transform(blurred, step, output_shape=tuple(shape), order=1, mode="constant")
-    if field.max() <= 0.55:
-        blurred = inside
-        field = ndimage.affine_transform(inside, step, output_shape=tuple(shape), order=1, mode="constant")
-        if field.max() <= 0.5:
-            field, step = inside, np.ones(3)
-    field = np.pad(field, 1)
-    vertices, triangles, _, _ = marching_cubes(field, 0.5, allow_degenerate=False)
-    return (vertices.astype(np.float64) - 1.0) * step, triangles.astype(np.int32)
+    shape = np.maximum(np.ceil((np.array(field.shape) - 1) / step).astype(int) + 1, 2)
+    blurred = ndimage.gaussian_filter(field, sigma, mode="nearest")
+    grid = ndimage.affine_transform(blurred, step, output_shape=tuple(shape), order=1, mode="nearest")
+    if grid.max() <= 0.0:
+        grid, step = field, np.ones(3)
+    vertices, triangles, _, _ = marching_cubes(grid, 0.0, allow_degenerate=False)
+    return vertices.astype(np.float64) * step, triangles.astype(np.int32)
 
 
 def sphere_mesh(centre_ras: NDArray[np.float64], radius_mm: float, subdivisions: int = 3) -> Mesh:

@@ -105,7 +105,8 @@ def test_trace_of_an_image_plane() -> None:
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.6, 0.6, 2.5)])
 @pytest.mark.parametrize("mirror", [1.0, -1.0])
-def test_mask_surface_of_a_sphere(spacing: tuple[float, float, float], mirror: float) -> None:
+@pytest.mark.parametrize("shape_based", [True, False])
+def test_mask_surface_of_a_sphere(spacing: tuple[float, float, float], mirror: float, shape_based: bool) -> None:
     matrix = np.diag([*(np.array(spacing) * (mirror, mirror, 1.0)), 1.0])
     matrix[:3, 3] = (5, -7, 40)
     shape = tuple(int(46 / s) for s in spacing[::-1])
@@ -113,10 +114,10 @@ def test_mask_surface_of_a_sphere(spacing: tuple[float, float, float], mirror: f
     centre = Volume.of(np.zeros(shape, np.uint8), matrix).centre_ras()
     r = np.linalg.norm(index @ matrix[:3, :3].T + matrix[:3, 3] - centre, axis=1)
     mask = Volume.of((r <= 15.0).astype(np.uint8).reshape(shape), matrix)
-    mesh = mask_surface(mask, 6000)
+    mesh = mask_surface(mask, 6000, shape_based=shape_based)
     assert mesh is not None
     assert len(mesh.triangles) <= 6000
-    assert mesh.volume_mm3 == pytest.approx(4 / 3 * np.pi * 15**3, rel=0.04)
+    assert mesh.volume_mm3 == pytest.approx(4 / 3 * np.pi * 15**3, rel=0.02 if shape_based else 0.05)
     assert np.abs(np.linalg.norm(mesh.vertices - centre, axis=1) - 15.0).mean() < 0.35
     assert np.abs(mesh.vertices.mean(axis=0) - centre).max() < 0.15
 
