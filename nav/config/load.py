@@ -38,7 +38,14 @@ def parse_toml(text: str, model: type[ModelT], where: str) -> ModelT:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(where, [_line(e) for e in error.errors()]) from None
+        raise ConfigError(where, [_line(e) for e in error.errors() if not _is_echo(e)]) from None
+
+
+def _is_echo(error: object) -> bool:
+    """True for a list called too short only because its items are wrong, which is reported already."""
+    assert isinstance(error, dict)
+    items = error.get("input")
+    return error["type"] == "too_short" and isinstance(items, list) and len(items) >= error["ctx"]["min_length"]
 
 
 def _line(error: object) -> str:
