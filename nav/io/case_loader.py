@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nav.geometry.volume import Volume
-from nav.io.case import Case
+from nav.io.case import Case, Landmark
 from nav.io.checks import (
     Identifiers,
     check_inside_ct,
@@ -37,6 +37,7 @@ def load_case(
     vessels: tuple[PathLike, Labels] | None = None,
     bones: tuple[PathLike, Labels] | None = None,
     landmarks_path: PathLike | None = None,
+    divots_path: PathLike | None = None,
     plan_path: PathLike | None = None,
     pseudonym: str | None = None,
     show_identifying: bool = False,
@@ -52,6 +53,8 @@ def load_case(
         As in `nav.io.labels.extract_mask`.
     vessels, bones : (path, label or labels), optional
     landmarks_path : ``.mrk.json`` or ``.fcsv``, optional
+    divots_path : as landmarks, optional
+        Points of known place on which a tool's tip is checked.
     plan_path : ``.mrk.json`` with one Line per needle, optional
         Without it the case has no path.
     pseudonym : str, optional
@@ -59,7 +62,7 @@ def load_case(
     show_identifying : bool
         Show patient name and identifiers in mismatch messages (the configuration's privacy section allows it).
     progress : callable, optional
-        Called with (slices read, slices in all) while the CT is read.
+        Called with (done, total) while the CT is read, which is nearly all of the wait.
 
     Raises
     ------
@@ -69,11 +72,9 @@ def load_case(
     ct = load_ct(ct_path, series=series, progress=progress)
     stated: list[Identifiers] = []
     warnings = list(ct.warnings)
-    landmarks, plan = Markups(), Markups()
-    if landmarks_path is not None:
-        landmarks = _markups(landmarks_path, stated, warnings)
-        if not landmarks.landmarks:
-            raise MarkupsError(f"{landmarks_path}: holds no defined landmark (a Fiducial list is expected)")
+    landmarks = _points(landmarks_path, stated, warnings)
+    divots = _points(divots_path, stated, warnings)
+    plan = Markups()
     if plan_path is not None:
         plan = _markups(plan_path, stated, warnings)
         if not plan.paths:
@@ -91,7 +92,7 @@ def load_case(
         if path is not None:
             label_map(path)
     require_same_case(identifiers_of_ct(ct.identity, ct.laterality), stated, show_identifying=show_identifying)
-    check_inside_ct(ct.volume, landmarks.landmarks, plan.paths)
+    check_inside_ct(ct.volume, (*landmarks, *divots), plan.paths)
 
     def mask(path: PathLike, label: Labels, component: int | str | None) -> Volume:
         found: LoadedMask = extract_mask(
@@ -106,7 +107,8 @@ def load_case(
         tumour=None if tumour_path is None else mask(tumour_path, tumour_label, tumour_component),
         vessels=None if vessels is None else mask(*vessels, None),
         bones=None if bones is None else mask(*bones, None),
-        landmarks=landmarks.landmarks,
+        landmarks=landmarks,
+        divots=divots,
         paths=plan.paths,
         ct_source=ct.source,
         warnings=tuple(warnings),
@@ -118,3 +120,12 @@ def _markups(path: PathLike, stated: list[Identifiers], warnings: list[str]) -> 
     stated.append(identifiers_of_markups(markups.identifiers, Path(path).name))
     warnings.extend(markups.warnings)
     return markups
+
+
+def _points(path: PathLike | None, stated: list[Identifiers], warnings: list[str]) -> tuple[Landmark, ...]:
+    if path is None:
+        return ()
+    found = _markups(path, stated, warnings).landmarks
+    if not found:
+        raise MarkupsError(f"{path}: holds no defined point (a Fiducial list is expected)")
+    return found

@@ -87,7 +87,7 @@ def load_ct(path: Path | str, *, series: str | int | None = None, progress: Prog
     series : str or int, optional
         Number in the list of `list_series` (from 1) or SeriesInstanceUID; needed when there are several.
     progress : callable, optional
-        Called with (slices read, slices in all).
+        Called with (done, total); reading the headers is the first half, the pixels the second.
 
     Raises
     ------
@@ -149,12 +149,25 @@ def _choose(scan: FolderScan, series: str | int | None) -> tuple[Series, list[st
         if len(scan.series) == 1:
             raise CtReadError(f"{scan.folder}: cannot be loaded as a CT: {scan.series[0].info.note}")
         raise CtReadError(f"{scan.folder}: none of its series can be loaded as a CT:\n{_listing(scan)}")
-    aside = [s.info.line() for s in scan.series if s.info.note]
-    return usable[0], [f"left aside: {line}" for line in aside]
+    # Shown on the screen: no UID here.
+    return usable[0], [
+        f"left aside: series {s.info.index} of the folder, {s.info.slices} image(s): {s.info.note}"
+        for s in scan.series
+        if s.info.note
+    ]
 
 
 def _load_series(folder: Path, wanted: str | int | None, progress: Progress | None) -> LoadedCt:
-    scan = scan_folder(folder)
+    # Headers are the first half of the work, pixels the second.
+    files = 0
+
+    def headers_read(done: int, total: int) -> None:
+        nonlocal files
+        files = total
+        if progress is not None:
+            progress(done, 2 * total)
+
+    scan = scan_folder(folder, headers_read)
     chosen, warnings = _choose(scan, wanted)
     if scan.skipped:
         shown = ", ".join(scan.skipped[:3]) + (", …" if len(scan.skipped) > 3 else "")
@@ -181,7 +194,7 @@ def _load_series(folder: Path, wanted: str | int | None, progress: Progress | No
         array[k], outside = read_slice_hu(header)
         clipped += outside
         if progress is not None:
-            progress(k + 1, len(ordered))
+            progress(files + files * (k + 1) // len(ordered), 2 * files)
     warnings += _series_warnings(chosen, grid, clipped)
     first = ordered[0]
     warnings += _hu_warnings(array)

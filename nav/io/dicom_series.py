@@ -16,7 +16,7 @@ from nav.io.errors import CtReadError
 
 __all__ = ["FolderScan", "Progress", "Series", "SeriesInfo", "SliceHeader", "is_dicom_file", "scan_folder"]
 
-#: Called with (files done, files in all).
+#: Called with (done, total).
 Progress = Callable[[int, int], None]
 
 _TAGS = [

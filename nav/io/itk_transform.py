@@ -8,7 +8,9 @@ The same L stands on both sides by convention, for frames that are no patient sp
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,19 +43,9 @@ def write_itk_rigid(path: Path | str, rigid: Rigid) -> None:
     if not file.parent.is_dir():
         raise TransformFileError(f"{file}: its folder does not exist")
     try:
-        if file.suffix.lower() in (".h5", ".hdf5"):
-            sitk.WriteTransform(transform, str(file))
-        else:
-            # ITK's own text writer rounds nothing, but a repr is what reads back to the very same numbers.
-            numbers = [*rotation.ravel().tolist(), *swap_lps_ras(inverse.translation).tolist()]
-            file.write_text(
-                "#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\nParameters: "
-                + " ".join(repr(v + 0.0) for v in numbers)
-                + "\nFixedParameters: 0 0 0\n",
-                encoding="ascii",
-            )
-    except (OSError, RuntimeError) as error:
-        raise TransformFileError(f"{file}: cannot be written: {error}") from None
+        sitk.WriteTransform(transform, str(file))
+    except RuntimeError as error:
+        raise TransformFileError(f"{file}: cannot be written: {_last_line(error)}") from None
 
 
 def read_itk_rigid(path: Path | str, name: TransformName | str) -> Rigid:
@@ -70,11 +62,12 @@ def read_itk_rigid(path: Path | str, name: TransformName | str) -> Rigid:
     file = _checked_suffix(path)
     if not file.is_file():
         raise TransformFileError(f"{file}: no such file")
+    if file.suffix.lower() in (".tfm", ".txt"):
+        _check_text(file)
     try:
         transform = sitk.ReadTransform(str(file))
     except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise TransformFileError(f"{file}: cannot be read as an ITK transform ({lines[-1][-160:]})") from None
+        raise TransformFileError(f"{file}: cannot be read as an ITK transform ({_last_line(error)})") from None
     if transform.GetDimension() != 3 or not transform.IsLinear():
         raise TransformFileError(
             f"{file}: holds a {transform.GetDimension()}-dimensional {transform.GetName()}; expected one linear "
@@ -88,6 +81,50 @@ def read_itk_rigid(path: Path | str, name: TransformName | str) -> Rigid:
     return inverse.inverse()
 
 
+#: Counts of Parameters and FixedParameters of the linear kinds, where ITK has one count only.
+_COUNTS = {
+    "AffineTransform": (12, 3),
+    "MatrixOffsetTransformBase": (12, 3),
+    "VersorRigid3DTransform": (6, 3),
+    "QuaternionRigidTransform": (7, 3),
+    "TranslationTransform": (3, 0),
+}
+
+
+def _check_text(file: Path) -> None:
+    """Refuse a text file that breaks off: ITK's reader takes what is missing for the identity and says nothing."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TransformFileError(f"{file}: cannot be read as an ITK transform ({error})") from None
+    blocks = re.split(r"^Transform:", text, flags=re.MULTILINE)
+    if not text.startswith("#Insight Transform File") or len(blocks) < 2:
+        raise TransformFileError(f"{file}: cannot be read as an ITK transform (it does not start as one)")
+    for block in blocks[1:]:
+        kind = block.split(maxsplit=1)[0] if block.strip() else ""
+        if kind.startswith("CompositeTransform"):
+            continue
+        found = re.search(r"^Parameters:([^\n]*)\n(?:\s*\n)*FixedParameters:([^\n]*)\n", block, re.MULTILINE)
+        if found is None:
+            raise TransformFileError(
+                f"{file}: cannot be read as an ITK transform ({kind or 'a transform'} breaks off: Parameters, "
+                "FixedParameters and a line end are needed); copy it again"
+            )
+        counts = len(found[1].split()), len(found[2].split())
+        base, _, sizes = kind.partition("_")
+        wanted = _COUNTS.get(base) if sizes.endswith("_3_3") else None
+        if wanted is not None and counts != wanted:
+            raise TransformFileError(
+                f"{file}: cannot be read as an ITK transform ({kind} has {counts[0]} parameters and {counts[1]} fixed "
+                f"ones, expected {wanted[0]} and {wanted[1]}); copy it again"
+            )
+
+
+def _last_line(error: RuntimeError) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][-160:] if lines else "no reason given"
+
+
 def _checked_suffix(path: Path | str) -> Path:
     file = Path(path)
     if file.suffix.lower() not in TRANSFORM_SUFFIXES:
@@ -95,10 +132,10 @@ def _checked_suffix(path: Path | str) -> Path:
     return file
 
 
-def _matrix_of(transform: object) -> NDArray[np.float64]:
+def _matrix_of(transform: Any) -> NDArray[np.float64]:
     """The RAS matrix of a linear transform, from where it takes the origin and the unit points: centre included."""
     points = np.vstack([np.zeros(3), np.eye(3)])
-    images = np.array([sitk.Transform.TransformPoint(transform, swap_lps_ras(p).tolist()) for p in points])
+    images = np.array([transform.TransformPoint(swap_lps_ras(p).tolist()) for p in points])
     images = swap_lps_ras(images)
     matrix = np.eye(4)
     matrix[:3, :3] = (images[1:] - images[0]).T

@@ -338,6 +338,7 @@ def mirrored_fit(points_ras: NDArray[np.float64], ct: Volume) -> str:
 def _check_against_ct(source: str, structure: Volume, grid: Volume, ct: Volume) -> list[str]:
     kji = np.argwhere(structure.array)
     points = structure.to_ras(kji[:: max(1, len(kji) // 20000), ::-1])
+    _refuse_mirrored_grid(source, grid, ct)
     inside = _inside(points, ct)
     share = float(inside.mean())
     if share == 0.0:
@@ -353,7 +354,6 @@ def _check_against_ct(source: str, structure: Volume, grid: Volume, ct: Volume) 
             f"{Path(source).name}: {100 * (1 - share):.1f} % of the structure lies outside the CT: structure "
             f"{_extent(points)}, CT {_extent(ct.corners_ras())} (RAS mm)"
         )
-    warnings += _mirrored_grid(source, grid, ct)
     nearest = np.rint(ct.to_index(points[inside])).astype(int)
     nearest = np.clip(nearest, 0, np.array(ct.size) - 1)
     median = float(np.median(ct.array[nearest[:, 2], nearest[:, 1], nearest[:, 0]]))
@@ -365,10 +365,10 @@ def _check_against_ct(source: str, structure: Volume, grid: Volume, ct: Volume) 
     return warnings
 
 
-def _mirrored_grid(source: str, grid: Volume, ct: Volume) -> list[str]:
+def _refuse_mirrored_grid(source: str, grid: Volume, ct: Volume) -> None:
     """Same box as the CT but for a swapped side: the mask was most likely drawn on this CT and written mirrored."""
     if grid.size != ct.size:
-        return []
+        return
     mask_box, ct_box = grid.corners_ras(), ct.corners_ras()
     tolerance = 0.5 * float(ct.spacing_mm.min())
 
@@ -377,11 +377,10 @@ def _mirrored_grid(source: str, grid: Volume, ct: Volume) -> list[str]:
         return bool(np.abs(ends).max() <= tolerance)
 
     if same(mask_box, ct_box):
-        return []
+        return
     for flip, text in (((-1.0, 1.0, 1.0), "left and right"), ((-1.0, -1.0, 1.0), "left/right and front/back")):
         if same(mask_box * np.array(flip), ct_box):
             raise MaskError(
                 f"{source}: its grid is the CT's with {text} swapped: mask {_extent(mask_box)}, CT {_extent(ct_box)} "
                 "(RAS mm); write it again with the right coordinate system (LPS or RAS)"
             )
-    return []
