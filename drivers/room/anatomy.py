@@ -1,7 +1,7 @@
 """The built-in patient: a parametric abdomen painted into a contrast CT with partial volume, texture and noise.
 
-Every organ is a signed distance (mm, negative inside) turned into a coverage fraction over one voxel, so that edges show
-partial volume as a scanner does. Tissue values are those of a portal-venous CT at 120 kV (textbook ranges).
+Every organ is a signed distance (mm, negative inside) turned into a coverage fraction over one voxel, so that edges
+show partial volume as a scanner does. Tissue values are those of a portal-venous CT at 120 kV (textbook ranges).
 Coordinates are RAS mm with the origin in the middle of the trunk; the patient lies supine.
 """
 
@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import pairwise
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
 __all__ = ["Anatomy", "PatientParameters", "Tissue", "Tumour", "acquire", "build_anatomy"]
 
@@ -220,6 +220,12 @@ def _liver(x: F32, y: F32, z: F32) -> F32:
     return np.maximum(_smooth_min(right, left, 18.0), -hollow)
 
 
+def _in_liver(point: F64) -> float:
+    """Signed distance (mm) of one point to the liver's surface."""
+    x, y, z = np.asarray(point, dtype=np.float32).reshape(3, 1)
+    return float(_liver(x, y, z)[0])
+
+
 def _grow(
     rng: np.random.Generator, start: F64, direction: F64, length: float, radius: float, levels: int
 ) -> list[tuple[F64, F64, float, float]]:
@@ -231,7 +237,7 @@ def _grow(
         heading = heading + 0.16 * rng.standard_normal(3)
         heading /= np.linalg.norm(heading)
         following = point + heading * length / 3.0
-        if float(_liver(*(np.float32(c) for c in following))) > -5.0:  # type: ignore[arg-type]
+        if _in_liver(following) > -5.0:
             return segments
         segments.append((point, following, float(taper[n]), float(taper[n + 1])))
         point = following
@@ -299,7 +305,7 @@ def _paint_organs(canvas: _Canvas, inner: F32) -> None:
         canvas.ellipsoid(centre, np.array([33.0, 31.0, 56.0]), -100.0, Tissue.BODY)
         canvas.ellipsoid(centre, np.array([26.0, 24.0, 49.0]), 186.0, Tissue.KIDNEY)
         canvas.ellipsoid(centre, np.array([17.0, 15.0, 38.0]), 148.0, Tissue.KIDNEY)
-        canvas.ellipsoid(centre - [side * 8.0, 0.0, 0.0], np.array([14.0, 9.0, 24.0]), -70.0, Tissue.BODY)
+        canvas.ellipsoid(centre - np.array([side * 8.0, 0.0, 0.0]), np.array([14.0, 9.0, 24.0]), -70.0, Tissue.BODY)
     canvas.ellipsoid(np.array([44.0, 52.0, -42.0]), np.array([17.0, 16.0, 28.0]), 12.0, Tissue.BOWEL)
 
 
@@ -310,15 +316,19 @@ def _paint_bowel(canvas: _Canvas, rng: np.random.Generator) -> None:
         if centre[0] > 0.0:
             centre[2] = min(centre[2], -84.0)
         turn = rng.uniform(0.0, np.pi)
-        for m in range(5):
-            step = np.array([np.cos(turn + 0.5 * m), 0.5 * np.sin(0.9 * m), 0.6 * np.sin(turn + 0.7 * m)]) * 13.0
-            following = centre + step
-            canvas.capsule(centre, following, 12.5, 12.5, 72.0, Tissue.BOWEL)
-            canvas.capsule(centre, following, 10.5, 10.5, 18.0, Tissue.BOWEL)
-            if n % 4 == 0 and m % 2 == 0:
-                up = np.array([0.0, 5.0, 0.0])
-                canvas.capsule(centre + up, following + up, 4.5, 4.5, -820.0, Tissue.BOWEL)
-            centre = following
+        bends: list[F64] = []
+        for m in range(6):
+            depth, fat = _trunk(np.array(centre[0]), np.array(centre[1]), float(centre[2]))
+            if float(depth - fat) < 13.0 + 15.0:
+                break
+            bends.append(centre)
+            step = np.array([np.cos(turn + 0.5 * m), 0.5 * np.sin(0.9 * m), 0.6 * np.sin(turn + 0.7 * m)])
+            centre = centre + 13.0 * step
+        up = np.array([0.0, 5.0, 0.0])
+        for radius, hu, lift in ((12.5, 72.0, 0.0), (10.3, 18.0, 0.0), (4.8, -820.0, 1.0 if n % 4 == 0 else -1.0)):
+            for p, q in pairwise(bends):
+                if lift >= 0.0:
+                    canvas.capsule(p + lift * up, q + lift * up, radius, radius, hu, int(Tissue.BOWEL))
 
 
 def _paint_skeleton(canvas: _Canvas) -> None:
@@ -341,15 +351,16 @@ def _paint_skeleton(canvas: _Canvas) -> None:
         half = np.array([25.0, 21.0, 15.0])
         canvas.paint(body - half, body + half, vertebra, 430.0, Tissue.SPINE)
         canvas.paint(body - half, body + half, marrow, 185.0, Tissue.SPINE)
-        arch = body + [0.0, -36.0, -2.0]
+        arch = body + np.array([0.0, -31.0, -2.0])
         for side in (1.0, -1.0):
-            pedicle = body + [side * 12.0, -16.0, 2.0]
-            canvas.capsule(pedicle, pedicle + [side * 3.0, -13.0, 0.0], 4.5, 4.5, 420.0, Tissue.SPINE)
-            canvas.capsule(pedicle + [side * 3.0, -13.0, 0.0], arch, 4.2, 4.0, 400.0, Tissue.SPINE)
-            canvas.capsule(pedicle + [side * 3.0, -13.0, 0.0], pedicle + [side * 26.0, -18.0, 2.0], 4.0, 3.4,
+            pedicle = body + np.array([side * 12.0, -15.0, 2.0])
+            lamina = pedicle + np.array([side * 3.0, -11.0, 0.0])
+            canvas.capsule(pedicle, lamina, 4.5, 4.5, 420.0, Tissue.SPINE)
+            canvas.capsule(lamina, arch, 4.2, 4.0, 400.0, Tissue.SPINE)
+            canvas.capsule(lamina, pedicle + np.array([side * 26.0, -14.0, 2.0]), 4.0, 3.4,
                            380.0, Tissue.SPINE)  # fmt: skip
-        canvas.capsule(arch, arch + [0.0, -15.0, -9.0], 4.2, 4.0, 400.0, Tissue.SPINE)
-    canvas.capsule(np.array([0, -77.0, -140.0]), np.array([0, -77.0, 140.0]), 7.0, 7.0, 32.0, Tissue.SPINE)
+        canvas.capsule(arch, arch + np.array([0.0, -8.0, -9.0]), 4.2, 4.0, 400.0, Tissue.SPINE)
+    canvas.capsule(np.array([0, -74.0, -140.0]), np.array([0, -74.0, 140.0]), 6.5, 6.5, 32.0, Tissue.SPINE)
     for side in (1.0, -1.0):
         for n in range(-3, 9):
             lateral = 68.0 - _RIB_PITCH * n + 54.0
@@ -376,7 +387,7 @@ def _paint_vessels(canvas: _Canvas, rng: np.random.Generator) -> tuple[F64, floa
     """Aorta, vena cava, portal and hepatic veins; gives a place on a mid-sized branch and its radius."""
 
     def tube(points: list[list[float]], r: float, hu: float, label: int) -> None:
-        for p, q in zip(points[:-1], points[1:], strict=True):
+        for p, q in pairwise(points):
             canvas.capsule(np.array(p), np.array(q), r, r, hu, label)
 
     great, portal_label, hepatic_label = int(Tissue.GREAT_VESSEL), int(Tissue.PORTAL_VEIN), int(Tissue.HEPATIC_VEIN)
@@ -399,7 +410,7 @@ def _paint_vessels(canvas: _Canvas, rng: np.random.Generator) -> tuple[F64, floa
     # A vessel of 2.5 to 4 mm radius, well inside the liver and away from the target: where tumour 2 will sit.
     chosen = [(0.5 * (p + q), 0.5 * (r0 + r1)) for p, q, r0, r1 in portal + hepatic
               if 2.3 < r0 < 4.2 and np.linalg.norm(0.5 * (p + q) - [92.0, 0.0, 6.0]) > 38.0
-              and float(_liver(*(np.float32(c) for c in 0.5 * (p + q)))) < -22.0]  # fmt: skip
+              and _in_liver(0.5 * (p + q)) < -22.0]  # fmt: skip
     if not chosen:
         chosen = [(0.5 * (hilum + portal[0][1]), 5.0)]
     return chosen[int(rng.integers(len(chosen)))]
@@ -426,7 +437,11 @@ def _paint_tumours(canvas: _Canvas, rng: np.random.Generator, vessel: F64, vesse
 
         reach = radius * 1.25 + 4.0
         rim = tuple(int(t) for t in (Tissue.LIVER, Tissue.PORTAL_VEIN, Tissue.HEPATIC_VEIN))
-        canvas.paint(centre - reach, centre + reach, lambda x, y, z, f=lobed: f(x, y, z) - 1.2, 128.0, None, rim)
+
+        def shell(x: F32, y: F32, z: F32, inside: Callable[..., F32] = lobed) -> F32:
+            return np.asarray(inside(x, y, z) - 1.2, dtype=np.float32)
+
+        canvas.paint(centre - reach, centre + reach, shell, 128.0, None, rim)
         canvas.paint(centre - reach, centre + reach, lobed, 62.0, label)
         canvas.ellipsoid(centre, np.full(3, radius * 0.45), 46.0, None)
         tumours.append(Tumour(label, (float(centre[0]), float(centre[1]), float(centre[2])), radius))
@@ -483,8 +498,3 @@ def acquire(hu: F32, noise_hu: float, seed: int) -> NDArray[np.int16]:
         np.clip(np.rint(plane), -1024, 3071, out=plane)
         out[k] = plane
     return out
-
-
-def smooth(array: F32, sigma: float) -> F32:
-    """Gaussian blur, float32."""
-    return np.asarray(gaussian_filter(array, sigma), dtype=np.float32)

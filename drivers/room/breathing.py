@@ -60,7 +60,7 @@ class BreathingField:
 
     def displacement(self, exhale_ras: F64, depth: float) -> F64:
         """(n, 3) mm: how far tissue that is at ``exhale_ras`` (n, 3) at exhale has moved."""
-        return (depth * self.amplitude_mm) * self.weight_at(exhale_ras)[:, None] * DIRECTION
+        return np.asarray((depth * self.amplitude_mm) * self.weight_at(exhale_ras)[:, None] * DIRECTION)
 
     def exhale_from_present(self, present_ras: F64, depth: float, iterations: int = 12) -> F64:
         """(n, 3): where the tissue now at ``present_ras`` is at exhale (fixed point; the field contracts)."""

@@ -363,10 +363,8 @@ def _write_procedure(
         writer.phase("rest", rest_s, True)
         left = end_s - writer.now
         whole = _advance_s(length_mm, speed_mm_s)
-        if left < whole + 0.3:
-            depth = min(length_mm, (max(left - 0.2, 0.5) - _RAMP_S) * speed_mm_s)
-        else:
-            depth = length_mm
+        reached = min(length_mm, (max(left - 0.2, 0.5) - _RAMP_S) * speed_mm_s)
+        depth = reached if left < whole + 0.3 else length_mm
         phase = writer.phase("advance", _advance_s(depth, speed_mm_s), True)
         moves.append(_Move(phase.start_s, phase.end_s, 0.0, depth))
         return depth

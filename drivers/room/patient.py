@@ -244,8 +244,8 @@ def patient_from_ct(
             f"the label map's grid {labels.size} does not match the CT's {ct.size}; resample it onto the CT first"
         )
     digest = hashlib.sha256(f"{_code_version()}{roles}{target}{ct.ras_from_index.tolist()}".encode())
-    digest.update(np.ascontiguousarray(ct.array))
-    digest.update(np.ascontiguousarray(labels.array))
+    digest.update(np.ascontiguousarray(ct.array).data)
+    digest.update(np.ascontiguousarray(labels.array).data)
     folder = (cache or cache_folder()) / f"ct-{digest.hexdigest()[:20]}"
     if (folder / "model.json").is_file():
         return PatientModel.load(folder)
@@ -271,7 +271,9 @@ def _one_of(labels: Volume, values: tuple[int, ...]) -> NDArray[np.bool_]:
 
 def _tissue(ct: Volume, labels: Volume, roles: LabelRoles) -> TissueMap:
     solid = _one_of(labels, roles.body) if roles.body else _largest_solid(ct)
-    bone = _one_of(labels, roles.bone) if roles.bone else np.asarray((ct.array > 250) & solid)
+    bone = (
+        _one_of(labels, roles.bone) if roles.bone else np.asarray((np.asarray(ct.array, dtype=np.int16) > 250) & solid)
+    )
     return TissueMap.of(ct, solid, bone, _one_of(labels, roles.avoid))
 
 
@@ -323,7 +325,7 @@ def _geometry(
     # The reference marker stands on an arm fixed to the table, beside the flank: it does not breathe.
     names = [name for name, _ in landmarks]
     flank, out = landmarks[names.index("flank_right")][1], normals[names.index("flank_right")]
-    marker = flank + 32.0 * unit(out + [0.0, 0.4, 0.0]) + [0.0, 22.0, 0.0]
+    marker = flank + 32.0 * unit(out + np.array([0.0, 0.4, 0.0])) + np.array([0.0, 22.0, 0.0])
     reference = look_along(marker, [0.35, 0.9, -0.25], [-0.5, 0.2, 0.84])
     divot = reference[:3, :3] @ np.array([34.0, -13.0, 4.0]) + marker
     eye = target + np.array([420.0, 1050.0, -980.0])

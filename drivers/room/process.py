@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from drivers.openigtlink import crc64
 from drivers.openigtlink.sink import IgtlServer
 from drivers.room.geometry import TOOLS, PatientGeometry, RoomSetup
 from drivers.room.operator import MIN_DURATION_S, Script
@@ -87,6 +88,8 @@ class _Device:
         self.state = _State(waiting, int(job["start_ns"]))
         if job.get("begin"):
             self._begin(job["begin"])
+        for kernel in crc64.KERNELS:
+            kernel.compile()
         self.server = IgtlServer(job["host"], int(job["port"]), name="PlusServer", keep_alive_s=0.25)
 
     def _begin(self, order: dict[str, Any]) -> None:
@@ -267,8 +270,10 @@ class _Ultrasound(_Imager):
     def __init__(self, job: dict[str, Any]) -> None:
         super().__init__(job)
         from drivers.room.patient import PatientModel
-        from drivers.room.ultrasound import UltrasoundSimulator
+        from drivers.room.ultrasound import KERNELS, UltrasoundSimulator
 
+        for kernel in KERNELS:
+            kernel.compile()
         self.simulator = UltrasoundSimulator(PatientModel.load(Path(job["patient"])), self.setup)
         self.simulator.image(self.state.waiting, 0.0)
 
@@ -281,9 +286,11 @@ class _Fluoro(_Imager):
 
     def __init__(self, job: dict[str, Any]) -> None:
         super().__init__(job)
-        from drivers.room.fluoro import FluoroSimulator
+        from drivers.room.fluoro import KERNELS, FluoroSimulator
         from drivers.room.patient import PatientModel
 
+        for kernel in KERNELS:
+            kernel.compile()
         self.rate_hz = float(self.setup.simulation.fluoro_fps)
         self.simulator = FluoroSimulator(PatientModel.load(Path(job["patient"])), self.setup)
         self.simulator.image(self.state.waiting, 0.0)

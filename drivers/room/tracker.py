@@ -1,7 +1,7 @@
 """The simulated tracker: from true poses to what an optical tracker reports, as pure functions of the script's time.
 
-Random numbers are drawn per block of time from a generator seeded by (seed, purpose, block), so any stretch of a run can
-be computed by itself and always comes out the same.
+Random numbers are drawn per block of time from a generator seeded by (seed, purpose, block), so any stretch of a run
+can be computed by itself and always comes out the same.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class GroundTruth:
 
     def tips_ras(self, local_ns: NDArray[np.int64]) -> NDArray[np.float64]:
         """(n, 3) mm: the same for many increasing times."""
-        times = (np.asarray(local_ns, dtype=np.int64) - self.begin_ns) * 1e-9
+        times = np.asarray((np.asarray(local_ns, dtype=np.int64) - self.begin_ns) * 1e-9, dtype=np.float64)
         return np.asarray(self.script.needle_tip(times)[:, :3, 3])
 
     def needle_axis(self, local_ns: int) -> NDArray[np.float64]:
@@ -84,7 +84,7 @@ class GroundTruth:
         return np.asarray(self.script.needle_tip(np.array([self.script_s(local_ns)]))[0, :3, 2])
 
     def phase(self, local_ns: int) -> str:
-        """``landmarks``, ``check``, ``approach``, ``rest``, ``advance``, ``free``, ``sweep``; empty outside the script."""
+        """Name of the `drivers.room.operator.Phase` at a local time, such as ``rest``; empty outside the script."""
         phase = self.script.phase_at(self.script_s(local_ns))
         return phase.name if phase is not None else ""
 
