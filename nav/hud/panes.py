@@ -80,8 +80,9 @@ class SceneModel:
         Middle of the tumour, or of the CT.
     extent_mm : float
         Radius around ``centre_ras`` that the 3-D view shows at zoom 1.
-    generation : int
-        Must equal the snapshot's ``case_generation``; pictures of one case are never shown with numbers of another.
+    generation : int or None
+        The ``case_generation`` of the snapshots that this scene belongs to; pictures of one case are then never shown
+        with the numbers of another. None: not checked.
     """
 
     ct: Volume
@@ -91,10 +92,14 @@ class SceneModel:
     centre_ras: NDArray[np.float64]
     extent_mm: float
     surfaces: tuple[render3d.Surface, ...]
-    generation: int = 0
+    generation: int | None = None
+
+    def belongs_to(self, snapshot: NavigationSnapshot) -> bool:
+        """Whether scene and snapshot are of the same case, as far as it was stated."""
+        return self.generation is None or self.generation == snapshot.case_generation
 
 
-def build_scene(case: Case, generation: int = 0) -> SceneModel:
+def build_scene(case: Case, generation: int | None = None) -> SceneModel:
     """Surfaces and centre of a case (about a second for large vessel trees: not for the live thread)."""
     tumour = mask_surface(case.tumour, MAX_TUMOUR_TRIANGLES) if case.tumour is not None else None
     vessels = mask_surface(case.vessels, MAX_VESSEL_TRIANGLES, shape_based=False) if case.vessels is not None else None
@@ -158,7 +163,7 @@ def render_panes(
     ValueError
         When scene and snapshot belong to different cases.
     """
-    if scene.generation != snapshot.case_generation:
+    if not scene.belongs_to(snapshot):
         raise ValueError(
             f"the pictures belong to case {scene.generation}, the numbers to case {snapshot.case_generation}"
         )

@@ -145,7 +145,7 @@ class RenderWorker:
             self._frozen_on = snapshot = held
         else:
             self._frozen_on = None
-        if scene.generation != snapshot.case_generation:
+        if not scene.belongs_to(snapshot):
             return False  # the case is changing: its scene or its first snapshot is still to come
         first, rest = self._pacer.due(scene, snapshot, view, self._clock.now_ns())
         for panes in (first, rest):

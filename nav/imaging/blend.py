@@ -206,5 +206,5 @@ def blend_image(
     if abs(np.linalg.det(pane_from_index)) < 1e-3 * float(pitch.prod()):
         raise ValueError("the image stands on edge in this plane and cannot be blended")
     index_from_pane = np.ascontiguousarray(np.linalg.inv(pane_from_index)[:2])
-    bounds = image_extent(image) if extent is None else extent
-    return int(_blend(image, index_from_pane, *bounds, float(ratio), out))
+    row_first, row_last, column_first, column_last = image_extent(image) if extent is None else extent
+    return int(_blend(image, index_from_pane, row_first, row_last, column_first, column_last, float(ratio), out))

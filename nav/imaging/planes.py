@@ -35,7 +35,7 @@ _ANTERIOR = np.array([0.0, 1.0, 0.0])
 _SUPERIOR = np.array([0.0, 0.0, 1.0])
 
 #: A planned path nearer than this to the patient's long axis takes the anterior axis as its roll lock.
-LOCK_SWITCH_DEG = 30.0
+LOCK_SWITCH_DEG = 25.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

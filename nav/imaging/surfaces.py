@@ -33,7 +33,7 @@ def mask_surface(mask: Volume, max_triangles: int, finest_mm: float = 0.8, *, sh
     Parameters
     ----------
     mask : Volume
-        Anything above 0 is inside.
+        Anything but 0 is inside.
     max_triangles : int
         Upper limit, at least 100.
     finest_mm : float
@@ -52,11 +52,12 @@ def mask_surface(mask: Volume, max_triangles: int, finest_mm: float = 0.8, *, sh
     """
     if max_triangles < 100:
         raise ValueError(f"surface limited to {max_triangles} triangles, at least 100 are needed")
-    boxes = ndimage.find_objects((mask.array > 0).astype(np.uint8))
+    filled = np.asarray(mask.array != 0)
+    boxes = ndimage.find_objects(filled.view(np.uint8))
     if not boxes or boxes[0] is None:
         return None
     box = boxes[0]
-    inside = np.pad(mask.array[box] > 0, MARGIN_VOXELS)
+    inside = np.pad(filled[box], MARGIN_VOXELS)
     corner = np.array([s.start - MARGIN_VOXELS for s in box], dtype=np.float64)  # (k, j, i) of inside[0, 0, 0]
     spacing = mask.spacing_mm[::-1]
     field = _signed_distance(inside, spacing) if shape_based else inside.astype(np.float32) - np.float32(0.5)
@@ -98,7 +99,7 @@ def _surface_at(
     grid = ndimage.affine_transform(blurred, step, output_shape=tuple(shape), order=1, mode="nearest")
     if grid.max() <= 0.0:
         grid, step = field, np.ones(3)
-    vertices, triangles, _, _ = marching_cubes(grid, 0.0, allow_degenerate=False)
+    vertices, triangles, _, _ = marching_cubes(grid, 0.0, allow_degenerate=False)  # type: ignore[no-untyped-call]
     return vertices.astype(np.float64) * step, triangles.astype(np.int32)
 
 

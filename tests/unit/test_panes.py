@@ -119,7 +119,7 @@ def test_tumour_is_seen_at_its_place_in_every_volume(kind: str) -> None:
             assert (
                 np.abs(radius - 12.0).max() < scene.ct.spacing_mm.max() / 2 + 0.3
             )  # half a slice: the mask's own error at its poles
-            assert abs(radius.mean() - 12.0) < 0.15 * scene.ct.spacing_mm.max()
+            assert abs(radius.mean() - 12.0) < 0.2 * scene.ct.spacing_mm.max()
 
 
 def test_needle_panes_hold_the_needle(scene: SceneModel) -> None:
@@ -331,7 +331,9 @@ def test_front_view_is_not_mirrored(scene: SceneModel) -> None:
 
 def test_scene_and_snapshot_of_different_cases_are_refused(scene: SceneModel) -> None:
     with pytest.raises(ValueError, match="case 0, the numbers to case 2"):
-        render_panes(scene, replace(make_snapshot(), case_generation=2), VIEW, ALL)
+        render_panes(replace(scene, generation=0), replace(make_snapshot(), case_generation=2), VIEW, ALL)
+    unstated = render_panes(scene, replace(make_snapshot(), case_generation=2), VIEW, {"C"})
+    assert unstated["C"].snapshot_sequence == 7
 
 
 def test_panes_without_a_size_are_left_out(scene: SceneModel) -> None:

@@ -102,7 +102,7 @@ def test_nothing_is_rendered_without_a_snapshot_or_across_a_change_of_case(scene
     state: dict[str, object] = {"view": VIEW}
     worker, published = make_worker(state, None)
     assert not worker.render_due()
-    worker.set_scene(scene)
+    worker.set_scene(replace(scene, generation=0))
     assert not worker.render_due()
     state["snapshot"] = snapshot(0, case_generation=1)
     assert not worker.render_due()

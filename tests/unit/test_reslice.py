@@ -148,12 +148,12 @@ def test_roll_is_continuous_in_the_needle_direction() -> None:
 
 
 def test_roll_does_not_flip_across_a_lock_switch_while_the_plan_stands() -> None:
-    """A needle that wanders across the 30° cone keeps the axis that the plan chose."""
-    plan = (0.0, np.sin(np.deg2rad(29)), np.cos(np.deg2rad(29)))
+    """A needle that wanders across the cone keeps the axis that the plan chose."""
+    plan = (0.0, np.sin(np.deg2rad(24)), np.cos(np.deg2rad(24)))
     lock = lock_axis_for(plan)
     assert np.allclose(lock, (0, 1, 0))
     ups = []
-    for angle in np.deg2rad(np.arange(20, 41, 0.25)):
+    for angle in np.deg2rad(np.arange(15, 36, 0.25)):
         ups.append(needle_axes((0.0, np.sin(angle), np.cos(angle)), lock)[1].up)
     assert min(float(a @ b) for a, b in itertools.pairwise(ups)) > np.cos(np.deg2rad(0.3))
     assert np.allclose(lock_axis_for((-1.0, -1.0, 0.2)), (0, 0, 1))
