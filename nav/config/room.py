@@ -46,10 +46,12 @@ class _StreamConfig(_Model):
     """Freshness limits of one stream, from its nominal rate unless given."""
 
     device: str = Field(min_length=1, max_length=64, description="device name as on the wire (or the TDATA tool name)")
-    nominal_hz: Positive = 60.0
-    max_gap_ms: Positive | None = None
-    stale_ms: Positive | None = None
-    lost_ms: Positive | None = None
+    nominal_hz: Positive = Field(60.0, description="rate that the sender states; the limits below follow from it")
+    max_gap_ms: Positive | None = Field(
+        None, description="poses further apart are never bridged; 3 periods unless given"
+    )
+    stale_ms: Positive | None = Field(None, description="age that is marked; 100 ms or 3 periods unless given")
+    lost_ms: Positive | None = Field(None, description="age that blanks; 250 ms or 5 periods unless given")
 
     @property
     def period_ms(self) -> float:
@@ -75,7 +77,7 @@ class _StreamConfig(_Model):
 class ToolStreamConfig(_StreamConfig):
     """A tool: which device name carries which transform."""
 
-    transform: str
+    transform: str = Field(description="what the pose maps, from tool to tracker, such as NeedleToTracker")
     hold_last: bool = Field(False, description="the sender sends only on change; its heartbeat is then what ages")
 
     _check = field_validator("transform")(_transform_name)
@@ -84,24 +86,24 @@ class ToolStreamConfig(_StreamConfig):
 class ImageStreamConfig(_StreamConfig):
     """An image stream and how it is placed in space."""
 
-    name: str = "ultrasound"
-    role: Literal["ultrasound", "fluoro"] = "ultrasound"
+    name: str = Field("ultrasound", description="how lamps, messages and summary call the stream")
+    role: Literal["ultrasound", "fluoro"] = Field("ultrasound", description="how it is shown")
     placed_by: Literal["calibration", "header"] = Field(
         "calibration",
         description="calibration: by the pixel map in [[calibrations]]; header: by the IMAGE's own matrix",
     )
     frame: str = Field("Image", description="pixel frame (calibration), or the frame that the IMAGE leads to (header)")
-    nominal_hz: Positive = 30.0
+    nominal_hz: Positive = Field(30.0, description="rate that the sender states; the limits follow from it")
 
 
 class SourceConfig(_Model):
     """One connection."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
-    driver: str = "openigtlink"
-    host: str = "127.0.0.1"
-    port: int = Field(18944, ge=1, le=65535)
-    path: str = ""
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="how messages, recording and summary call it")
+    driver: str = Field("openigtlink", description="kind of source; `ablation-nav doctor` lists what is installed")
+    host: str = Field("127.0.0.1", description="address of the server")
+    port: int = Field(18944, ge=1, le=65535, description="port of the server")
+    path: str = Field("", description="file, for drivers that read one")
     stamps: Literal["sender", "arrival"] = Field("sender", description="which clock tells when the data was acquired")
     fixed_delay_ms: float = Field(
         0.0,
@@ -109,30 +111,34 @@ class SourceConfig(_Model):
         le=2000,
         description="smallest transport delay, from temporal calibration",
     )
-    offset_window_s: Positive = 10.0
-    reconnect: bool = True
+    offset_window_s: Positive = Field(10.0, description="the smallest clock offset is looked for in this long a window")
+    reconnect: bool = Field(True, description="connect again, with growing pauses, when the link is lost")
     silent_after_s: Positive = Field(1.0, description="no byte for this long: the link is called silent")
     reopen_after_s: Positive = Field(
         15.0, description="no byte for this long: the connection is closed and opened again (not with hold_last)"
     )
     header_version: Literal[1, 2] = Field(1, description="2: sends one version 2 message, so that PLUS sends status")
-    origin_is_corner: bool = False
-    coordinate_override: Literal["", "ras", "lps"] = ""
-    endian_override: Literal["", "big", "little"] = ""
-    tools: tuple[ToolStreamConfig, ...] = ()
-    images: tuple[ImageStreamConfig, ...] = ()
+    origin_is_corner: bool = Field(False, description="the sender puts an image's origin at its corner, not its centre")
+    coordinate_override: Literal["", "ras", "lps"] = Field("", description="for senders that declare the wrong axes")
+    endian_override: Literal["", "big", "little"] = Field(
+        "", description="for senders that declare the wrong byte order"
+    )
+    tools: tuple[ToolStreamConfig, ...] = Field((), description="pose streams of this source")
+    images: tuple[ImageStreamConfig, ...] = Field((), description="image streams of this source")
     footswitch: str = Field("", description="device name of STRING messages that carry operator actions; empty: none")
 
 
 class CalibrationConfig(_Model):
     """A static edge: tool tip, image calibration, or an assumed registration."""
 
-    name: str
+    name: str = Field(description="what it maps, such as NeedleTipToNeedle")
     matrix: Matrix4 = Field(description="row-major 4x4, mm; pixel maps may scale")
-    kind: Literal["rigid", "pixels"] = "rigid"
-    provenance: Literal["calibrated", "nominal", "assumed"] = "calibrated"
+    kind: Literal["rigid", "pixels"] = Field("rigid", description="pixels: takes pixel indices to mm, and may scale")
+    provenance: Literal["calibrated", "nominal", "assumed"] = Field(
+        "calibrated", description="where it comes from; assumed degrades the guidance and is said on the screen"
+    )
     sigma_mm: NonNegative | None = Field(None, description="3-D rms error of the origin, mm, if known")
-    date: str = ""
+    date: str = Field("", description="when it was made, for the person")
 
     _check = field_validator("name")(_transform_name)
 
@@ -164,59 +170,59 @@ class CalibrationConfig(_Model):
 class UncertaintyConfig(_Model):
     """Error sources that a person or a calibration states; each is per axis unless said otherwise."""
 
-    tracker_sigma_mm: NonNegative = 0.15
-    tracker_sigma_deg: NonNegative = 0.1
+    tracker_sigma_mm: NonNegative = Field(0.15, description="position noise of the tracker per axis")
+    tracker_sigma_deg: NonNegative = Field(0.1, description="rotation noise of the tracker per axis")
     landmark_rms_mm: Positive = Field(1.0, description="3-D rms of touching one landmark (prior; FRE refines it)")
-    tip_calibration_rms_mm: NonNegative = 0.0
-    ct_landmark_rms_mm: NonNegative = 0.0
+    tip_calibration_rms_mm: NonNegative = Field(0.0, description="3-D rms of the needle tip's calibration")
+    ct_landmark_rms_mm: NonNegative = Field(0.0, description="3-D rms of placing one landmark in the CT")
     hand_speed_mm_s: NonNegative = Field(
         5.0, description="rms speed per axis of a hand that holds still (tremor of 0.1 mm at 8 Hz); times the latency"
     )
     max_tre_mm: Positive = Field(3.0, description="above this the registration is called poor: degraded")
-    max_fre_mm: Positive = 3.0
+    max_fre_mm: Positive = Field(3.0, description="above this residual the registration is called poor: degraded")
 
 
 class LimitsConfig(_Model):
     """Limits of the whole chain."""
 
-    latency_warn_ms: Positive = 100.0
-    registration_age_warn_min: Positive = 60.0
-    margin_mm: Positive = 5.0
+    latency_warn_ms: Positive = Field(100.0, description="from sensor to screen; above this: degraded")
+    registration_age_warn_min: Positive = Field(60.0, description="a registration older than this: degraded")
+    margin_mm: Positive = Field(5.0, description="wanted margin around the tumour")
 
 
 class PrivacyConfig(_Model):
     """What may leave the program. All off by default."""
 
-    show_patient: bool = False
-    record_patient: bool = False
+    show_patient: bool = Field(False, description="patient name and identifiers on the screen")
+    record_patient: bool = Field(False, description="patient name and identifiers in recordings and reports")
 
 
 class ApplicatorChoice(_Model):
     """Applicator, power and time at start."""
 
-    name: str = "emprint"
-    power_w: Positive = 100.0
-    time_s: Positive = 600.0
+    name: str = Field("emprint", description="name of a file in configs/applicators, without .toml")
+    power_w: Positive = Field(100.0, description="power; refused outside the published chart")
+    time_s: Positive = Field(600.0, description="time; refused outside the published chart")
 
 
 class RoomConfig(_Model):
     """One procedure room."""
 
-    name: str = "room"
-    needle_frame: str = "NeedleTip"
-    stylus_frame: str = "StylusTip"
-    reference_frame: str = "Reference"
-    ct_frame: str = "Ras"
+    name: str = Field("room", description="how the recording and the summary call the room")
+    needle_frame: str = Field("NeedleTip", description="frame at the needle's tip, +Z in the direction of advance")
+    stylus_frame: str = Field("StylusTip", description="frame at the tip of the stylus that touches landmarks")
+    reference_frame: str = Field("Reference", description="frame fixed to the patient; registrations start here")
+    ct_frame: str = Field("Ras", description="frame of the CT")
     respiration: Literal["none", "declared_hold"] = Field(
         "none", description="declared_hold: guidance is degraded unless a breath-hold is declared"
     )
-    sources: tuple[SourceConfig, ...] = Field(min_length=1)
-    calibrations: tuple[CalibrationConfig, ...] = ()
-    uncertainty: UncertaintyConfig = UncertaintyConfig()
-    limits: LimitsConfig = LimitsConfig()
-    privacy: PrivacyConfig = PrivacyConfig()
-    applicator: ApplicatorChoice = ApplicatorChoice()
-    simulation: SimulationConfig | None = None
+    sources: tuple[SourceConfig, ...] = Field(min_length=1, description="connections")
+    calibrations: tuple[CalibrationConfig, ...] = Field((), description="static transforms")
+    uncertainty: UncertaintyConfig = Field(UncertaintyConfig(), description="stated error sources")
+    limits: LimitsConfig = Field(LimitsConfig(), description="limits of the whole chain")
+    privacy: PrivacyConfig = Field(PrivacyConfig(), description="what may leave the program")
+    applicator: ApplicatorChoice = Field(ApplicatorChoice(), description="applicator at start")
+    simulation: SimulationConfig | None = Field(None, description="what the simulated room plays; only there")
 
     @model_validator(mode="after")
     def _unique(self) -> Self:

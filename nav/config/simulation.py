@@ -22,7 +22,7 @@ class SimulationConfig(BaseModel):
     dropout_fraction: float = Field(0.02, ge=0, le=0.5, description="share of the time that a tool is not seen")
     dropout_min_ms: float = Field(40.0, gt=0, description="shortest drop-out")
     dropout_max_ms: float = Field(160.0, gt=0, le=1000, description="longest drop-out")
-    latency_ms: float = Field(30.0, ge=0)
+    latency_ms: float = Field(30.0, ge=0, description="mean transport delay")
     latency_spread_ms: float = Field(10.0, ge=0, description="half width of the uniform distribution")
     clock_offset_s: float = Field(3.0, ge=-86400, le=86400, description="the devices' clock ahead of this computer's")
     picking_rms_mm: float = Field(1.0, ge=0, description="3-D rms of the operator's landmark touches")
@@ -30,10 +30,10 @@ class SimulationConfig(BaseModel):
     aiming_mm: float = Field(1.5, ge=0, description="lateral distance of the operator's entry from the planned one")
     aiming_deg: float = Field(1.0, ge=0, le=20, description="angle of the operator's needle to the planned path")
     breathing_mm: float = Field(10.0, ge=0, le=40, description="peak-to-peak cranio-caudal liver motion")
-    breathing_period_s: float = Field(4.0, gt=0.5)
-    advance_mm_s: float = Field(10.0, gt=0)
-    ultrasound_depth_mm: float = Field(150.0, ge=60, le=250)
-    fluoro_fps: Literal[6, 12] = 6
+    breathing_period_s: float = Field(4.0, gt=0.5, description="length of one breath")
+    advance_mm_s: float = Field(10.0, gt=0, description="speed of the needle")
+    ultrasound_depth_mm: float = Field(150.0, ge=60, le=250, description="depth of the ultrasound image")
+    fluoro_fps: Literal[6, 12] = Field(6, description="frame rate of the CT-fluoroscopy")
     fluoro_noise_hu: float = Field(35.0, ge=0, description="standard deviation of the low-dose noise")
 
     @model_validator(mode="after")
