@@ -40,7 +40,7 @@ __all__ = ["Study", "default_room", "run_study"]
 
 F64 = NDArray[np.float64]
 
-DURATION_S = 16.0
+DURATION_S = 10.0
 _NEEDLE, _STYLUS, _REFERENCE = (TOOLS.index(name) for name in ("Needle", "Stylus", "Reference"))
 
 
@@ -85,15 +85,15 @@ class _Procedure:
         self.tracker = TrackerSimulator(self.script)
         self.setup = setup
 
-    def frames(self, start_s: float, end_s: float, tool: int) -> list[tuple[float, F64]]:
-        """Exposure time and ``reference_from_tool`` of every frame that saw both tool and reference."""
+    def frames(self, start_s: float, end_s: float, tool: int) -> list[tuple[float, F64, F64]]:
+        """Exposure time, ``tracker_from_reference`` and ``tracker_from_tool`` of every frame that saw both."""
         out = []
         for number in range(int(np.floor(start_s)) - 1, int(np.ceil(end_s)) + 1):
             block = self.tracker.block(number)
             seen = block.seen[:, tool] & block.seen[:, _REFERENCE]
             for n in np.flatnonzero((block.acquired_s >= start_s) & (block.acquired_s < end_s) & seen):
-                marker = np.linalg.inv(block.matrices[n, _REFERENCE]) @ block.matrices[n, tool]
-                out.append((float(block.acquired_s[n]), marker))
+                matrices = block.matrices[n]
+                out.append((float(block.acquired_s[n]), matrices[_REFERENCE], matrices[tool]))
         return out
 
     def register(self, config: UncertaintyConfig) -> LandmarkRegistration:
@@ -108,7 +108,7 @@ class _Procedure:
             frames = self.frames(item.time_s + latency - event.dwell_s, item.time_s + latency, _STYLUS)
             if not frames:  # lost for the whole dwell: the operator goes on without this landmark
                 continue
-            markers = np.array([m for _, m in frames])
+            markers = np.linalg.inv(np.array([r for _, r, _ in frames])) @ np.array([m for _, _, m in frames])
             points = (markers @ self.setup.stylus_from_tip)[:, :3, 3]
             tip = np.eye(4)
             tip[:3, 3] = points.mean(axis=0)
@@ -151,8 +151,9 @@ def _tip_samples(
     needle_from_tip = Rigid.from_matrix(run.setup.needle_from_tip, "NeedleTipToNeedle")
     out = []
     for n in np.linspace(0, len(frames) - 1, min(count, len(frames))).astype(int):
-        acquired, marker = frames[n]
-        ras_from_needle = registration.transform @ Rigid.from_matrix(marker, "NeedleToReference")
+        acquired, reference, needle = frames[n]
+        reference_from_needle = Rigid.from_matrix(np.linalg.inv(reference) @ needle, "NeedleToReference")
+        ras_from_needle = registration.transform @ reference_from_needle
         ras_from_tip = ras_from_needle @ needle_from_tip
         stated = tip_uncertainty(
             ras_from_tip=ras_from_tip,
