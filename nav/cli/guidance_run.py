@@ -1,103 +1,224 @@
-"""Runs a session in the window (on a display or off screen) for a while, and gathers what the summary needs."""
+"""Runs a session in the window, on a display or off screen, from the first frame to the summary."""
 
 from __future__ import annotations
 
-import threading
-from array import array
-from dataclasses import dataclass, field
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from nav.cli.live import LiveSession, LiveStreams, essentials_of
+from nav.cli.progress import Steps
+from nav.cli.run_log import RunLog, Truth, write_summary
 from nav.cli.session import WindowSession
-from nav.cli.versions import software
-from nav.runtime.snapshot import NavigationSnapshot
-from nav.runtime.streams import StreamSet
-from nav.runtime.summary import SummaryBuilder
+from nav.config.room import RoomConfig
+from nav.io.case import Case
+from nav.runtime.clock import SystemClock
+from nav.runtime.events import OperatorEvent, Point, SetPlan, StartGuidance
+from nav.runtime.plugins import make_source
 
-__all__ = ["RunLog", "Shot", "Truth", "write_summary"]
+__all__ = ["Shot", "guide_live", "show_window"]
 
-#: Tips kept to be paired with the paint that shows them; a snapshot older than this many ticks is not painted any more.
-TIPS_KEPT = 2048
-
-
-class Truth(Protocol):
-    """What a simulated room knows: the true tip, and what is going on."""
-
-    def tips_ras(self, local_ns: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(n, 3) mm RAS at (n,) local monotonic times."""
-
-    def phase(self, local_ns: int) -> str:
-        """Name of the phase."""
-
-    def breath_held(self, local_ns: int) -> bool:
-        """Whether the breath is held."""
+WINDOW_SIZE = (1920, 1080)
 
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """A screenshot to take: ``hud-<name>.png``, ``at_s`` after the start."""
+    """A screenshot to take: ``hud-<name>.png``, ``at_s`` seconds after the window is shown."""
 
     at_s: float
     name: str
 
 
-@dataclass(slots=True)
-class RunLog:
-    """Gathers ticks (compute thread) and paints (Qt thread) of one run."""
+def show_window(
+    session: WindowSession,
+    log: RunLog,
+    *,
+    headless: bool,
+    duration_s: float | None,
+    shots: Sequence[Shot] = (),
+    on_shown: Callable[[], None] = lambda: None,
+    on_beat: Callable[[], str] = lambda: "",
+    finished: Callable[[], bool] = lambda: False,
+    out: Path | None = None,
+    layout: str = "",
+) -> list[Path]:
+    """Show the HUD until it is closed or ``duration_s`` is over; returns the screenshots' paths.
 
-    builder: SummaryBuilder = field(default_factory=SummaryBuilder)
-    _tips: dict[int, NDArray[np.float64]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _painted_ns: array[int] = field(default_factory=lambda: array("q"))
-    _painted_tips: array[float] = field(default_factory=lambda: array("d"))
+    Parameters
+    ----------
+    session : WindowSession
+        Started here (so that the window stands before the first data) and stopped at the end.
+    on_shown : callable
+        Called once the window is shown and the session runs.
+    on_beat : callable
+        Called ten times a second; returns the layout that should be shown now, or nothing.
+    finished : callable
+        True when there is nothing more to show (asked ten times a second).
+    layout : str
+        ``plan``, ``guide`` or ``ultrasound``; empty: as the case needs it.
+    """
+    from PySide6.QtCore import QTimer
 
-    def on_tick(self, snapshot: NavigationSnapshot) -> None:
-        """Take a snapshot in."""
-        self.builder.add_tick(snapshot)
-        if snapshot.guidance is None:
-            return
-        with self._lock:
-            self._tips[snapshot.sequence] = snapshot.guidance.tip_ras
-            if len(self._tips) > TIPS_KEPT:
-                del self._tips[next(iter(self._tips))]
+    from nav.hud.app import create_application, grab
+    from nav.hud.main_window import MainWindow
+    from nav.hud.panes import tip_panes
 
-    def on_painted(self, pane: str, sequence: int, arrival_ns: int, painted_ns: int) -> None:
-        """A pane was painted; the tip pane counts for rate, age and truth."""
-        if pane != "C":
-            return
-        self.builder.add_paint(painted_ns, arrival_ns or None)
-        if not arrival_ns:
-            return
-        with self._lock:
-            tip = self._tips.get(sequence)
-        if tip is not None:
-            self._painted_ns.append(painted_ns)
-            self._painted_tips.extend(tip.tolist())
+    app = create_application(headless)
+    if layout:
+        session.set_layout(layout)
 
-    def compare(self, truth: Truth) -> None:
-        """Compare every painted tip with the true tip at the end of its paint, while the breath was held."""
-        if not self._painted_ns:
-            return
-        times = np.array(self._painted_ns, dtype=np.int64)
-        tips = np.array(self._painted_tips, dtype=np.float64).reshape(-1, 3)
-        errors = np.linalg.norm(tips - truth.tips_ras(times), axis=1)
-        for time, error in zip(times.tolist(), errors.tolist(), strict=True):
-            if truth.breath_held(time):
-                self.builder.add_truth(error, at_rest={"rest": True, "advance": False}.get(truth.phase(time)))
+    def painted(pane: str, sequence: int, arrival_ns: int, painted_ns: int) -> None:
+        if pane == ("A" if "A" in tip_panes(session.view()) else "C"):
+            log.on_painted(sequence, arrival_ns, painted_ns)
+
+    window = MainWindow(session, on_painted=painted, latency_warn_ms=session.room.limits.latency_warn_ms)
+    window.resize(*WINDOW_SIZE)
+    window.show()
+    app.processEvents()
+    session.start()
+    window.start()
+    taken: list[Path] = []
+
+    def take(name: str) -> None:
+        if out is not None:
+            path = out / f"hud-{name}.png"
+            grab(window, str(path), session.screenshot_metadata())
+            taken.append(path)
+
+    def beat() -> None:
+        wanted = on_beat()
+        if wanted:
+            window.controller.trigger(f"layout_{wanted}")
+        if finished():
+            app.quit()
+
+    pulse = QTimer()
+    pulse.timeout.connect(beat)
+    pulse.start(100)
+    previous = signal.signal(signal.SIGINT, lambda *_: app.quit())
+    try:
+        on_shown()
+        for shot in shots:
+            QTimer.singleShot(round(shot.at_s * 1000), lambda name=shot.name: take(name))
+        if duration_s is not None:
+            QTimer.singleShot(round(duration_s * 1000), app.quit)
+        app.exec()
+        take("final")
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        window.stop()
+        session.stop()
+        window.close()
+    return taken
 
 
-def write_summary(
-    out: Path, session: WindowSession, streams: StreamSet, log: RunLog, *, room_cpu_cores: float | None = None
+def guide_live(
+    room: RoomConfig,
+    case: Case | None,
+    *,
+    out: Path,
+    headless: bool,
+    duration_s: float | None,
+    steps: Steps,
+    target_ras: Point | None = None,
+    entry_ras: Point | None = None,
+    registration: Path | None = None,
+    shots: Sequence[Shot] = (),
+    layout: str = "",
+    on_shown: Callable[[], Truth | None] = lambda: None,
+    on_beat: Callable[[], str] = lambda: "",
+    room_cpu_seconds: Callable[[], float] | None = None,
 ) -> dict[str, Any]:
-    """Write ``summary.json`` into ``out`` and return it."""
-    versions = software(session.room)
-    return log.builder.write(
-        out / "summary.json",
-        streams={m.name: m.summary() for m in streams.monitors()},
-        version=versions["version"],
-        config_sha256=versions["config_sha256"],
-        room_cpu_cores=room_cpu_cores,
+    """Guide with live sources; writes recording, screenshots and ``summary.json`` into ``out``; returns the summary.
+
+    Parameters
+    ----------
+    on_shown : callable
+        Called when everything runs (a simulated room begins then); returns the ground truth where there is one.
+    room_cpu_seconds : callable, optional
+        CPU seconds that a simulated room has spent so far.
+    """
+    clock = SystemClock()
+    log = RunLog()
+    sources = tuple(make_source(source, clock) for source in room.sources)
+    out.mkdir(parents=True, exist_ok=True)
+    live = LiveStreams(room, sources, clock, essentials_of(case, room), out=out, on_tick=log.on_tick)
+    session = LiveSession(room, live, clock, case=case, out=out)
+    truth: list[Truth] = []
+    spent: list[float] = []
+    started_ns: list[int] = []
+
+    def shown() -> None:
+        for event in _opening_events(session, case, target_ras, entry_ras, registration):
+            session.submit(event)
+        found = on_shown()
+        if found is not None:
+            truth.append(found)
+        started_ns.append(clock.now_ns())
+        if room_cpu_seconds is not None:
+            spent.append(room_cpu_seconds())
+
+    if not layout:
+        layout = "plan" if case is None or not _prepared(room, case, registration) else "guide"
+    if not shots and duration_s is not None:
+        shots = tuple(Shot(duration_s * share, name) for share, name in ((0.34, "1"), (0.67, "2")))
+    taken = show_window(
+        session,
+        log,
+        headless=headless,
+        duration_s=duration_s,
+        shots=shots,
+        on_shown=shown,
+        on_beat=on_beat,
+        out=out,
+        layout=layout,
     )
+    cores = None
+    if room_cpu_seconds is not None and spent:
+        cores = (room_cpu_seconds() - spent[0]) / max((clock.now_ns() - started_ns[0]) / 1e9, 1e-3)
+    if truth:
+        log.compare(truth[0])
+    summary = write_summary(out, room, live.core.streams, log, room_cpu_cores=cores)
+    for path in (*taken, out / "summary.json", out / "recording.mcap"):
+        steps.say(f"  wrote {path}")
+    if live.problem:
+        steps.say(f"  problem: {live.problem}")
+    return summary
+
+
+def _prepared(room: RoomConfig, case: Case, registration: Path | None) -> bool:
+    """True when guidance can start without anything being done in the window."""
+    assumed = any(
+        c.kind == "rigid" and {room.reference_frame, room.ct_frame} <= set(c.frames) for c in room.calibrations
+    )
+    return case.tumour is not None and (assumed or registration is not None)
+
+
+def _opening_events(
+    session: LiveSession, case: Case | None, target: Point | None, entry: Point | None, registration: Path | None
+) -> list[OperatorEvent]:
+    """What a command line that says everything does instead of the person."""
+    events: list[OperatorEvent] = []
+    if case is None:
+        return events
+    if target is None and not case.paths and case.tumour is not None:
+        target = _centre(case)
+    if target is not None:
+        events.append(SetPlan(target, entry))
+    if registration is not None:
+        session.load_registration(str(registration), lambda _share, _text: None)
+    if _prepared(session.room, case, registration):
+        events.append(StartGuidance())
+    return events
+
+
+def _centre(case: Case) -> Point:
+    """Centroid of the tumour, RAS mm."""
+    assert case.tumour is not None
+    index = np.argwhere(case.tumour.array)[:, ::-1].mean(axis=0)
+    x, y, z = (float(v) for v in case.tumour.to_ras(index))
+    return x, y, z

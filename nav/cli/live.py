@@ -19,7 +19,7 @@ from nav.runtime.recorder import Recorder
 from nav.runtime.slots import Inbox
 from nav.runtime.snapshot import NavigationSnapshot
 
-__all__ = ["LiveSession", "essentials_of"]
+__all__ = ["ROOM_ATTACHMENT", "LiveSession", "LiveStreams", "case_attachment", "essentials_of"]
 
 
 def essentials_of(case: Case | None, room: RoomConfig) -> CaseEssentials:
@@ -27,17 +27,17 @@ def essentials_of(case: Case | None, room: RoomConfig) -> CaseEssentials:
     return CaseEssentials("") if case is None else CaseEssentials.of(case, margin_mm=room.limits.margin_mm)
 
 
-class LiveSession(WindowSession):
-    """Live guidance.
+class LiveStreams:
+    """Sources, inbox, compute thread and recorder, without any window.
 
     Parameters
     ----------
     sources : tuple of Source
         Not started yet; `start` does that last.
-    case : Case or None
-        Open at start; others come from the window.
+    essentials : CaseEssentials
+        The case at start.
     out : Path or None
-        Folder for recording and screenshots; None records nothing.
+        Folder of ``recording.mcap``; None records nothing.
     on_tick : callable, optional
         Called on the compute thread with every snapshot.
     """
@@ -47,48 +47,87 @@ class LiveSession(WindowSession):
         room: RoomConfig,
         sources: tuple[Source, ...],
         clock: Clock,
+        essentials: CaseEssentials,
         *,
-        case: Case | None,
         out: Path | None,
         on_tick: Callable[[NavigationSnapshot], None] | None = None,
     ) -> None:
-        essentials = essentials_of(case, room)
         self._sources = sources
         self.core = NavigationCore(room, essentials)
         self.recorder = None if out is None else _open_recorder(out, room, essentials, clock)
         self.inbox = Inbox(self.recorder)
-        self._live = ComputeThread(self.core, self.inbox, clock, recorder=self.recorder, on_tick=on_tick)
-        super().__init__(room, clock, self._live, out=out)
-        if case is not None:
-            self._show(case)
+        self.compute = ComputeThread(self.core, self.inbox, clock, recorder=self.recorder, on_tick=on_tick)
 
     def start(self) -> None:
-        """Start computing, drawing and, last, receiving."""
-        super().start()
+        """Start computing, then receiving."""
+        self.compute.start()
         for source in self._sources:
             source.start(self.inbox)
 
     def stop(self) -> None:
-        """Stop receiving, computing, drawing; finish the recording. Safe to call twice."""
+        """Stop receiving and computing; finish the recording. Safe to call twice."""
         for source in self._sources:
             source.stop()
-        super().stop()
+        self.compute.stop()
         if self.recorder is not None:
             self.recorder.close()
 
-    def set_recording(self, on: bool) -> None:
-        """Finish the recording; one that was stopped is not taken up again (a replay needs it from the start)."""
-        if not on and self.recorder is not None:
+    def finish_recording(self) -> None:
+        """Close the file and go on without it; it is not taken up again (a replay needs it from the start)."""
+        if self.recorder is not None:
             self.inbox.recorder = None
-            self._live.set_recorder(None)
+            self.compute.set_recorder(None)
             self.recorder.close()
+
+    @property
+    def problem(self) -> str:
+        """What went wrong inside (a thread that died, a recording fault); empty when nothing did."""
+        fault = "" if self.recorder is None else self.recorder.fault
+        return self.compute.error or fault
+
+
+class LiveSession(WindowSession):
+    """Live guidance in a window.
+
+    Parameters
+    ----------
+    live : LiveStreams
+        Started and stopped with this session.
+    case : Case or None
+        Open at start (``live`` was made with its essentials); others come from the window.
+    out : Path or None
+        Folder for screenshots.
+    """
+
+    def __init__(
+        self, room: RoomConfig, live: LiveStreams, clock: Clock, *, case: Case | None, out: Path | None
+    ) -> None:
+        super().__init__(room, clock, live.compute, out=out)
+        self._live = live
+        if case is not None:
+            self._show(case)
+
+    def start(self) -> None:
+        """Start drawing, computing and, last, receiving."""
+        self.worker.start()
+        self._live.start()
+
+    def stop(self) -> None:
+        """Stop receiving, computing, drawing; finish the recording. Safe to call twice."""
+        self._live.stop()
+        self.worker.stop()
+
+    def set_recording(self, on: bool) -> None:
+        """Finish the recording."""
+        if not on:
+            self._live.finish_recording()
 
     def take_case(self, case: Case) -> None:
         """Hand a new or changed case to everything that computes with it, then show it."""
         essentials = essentials_of(case, self.room)
-        key = self.core.add_case(essentials)
-        if self.recorder is not None:
-            self.recorder.attach(case_attachment(key), essentials.to_bytes())
+        key = self._live.core.add_case(essentials)
+        if self._live.recorder is not None:
+            self._live.recorder.attach(case_attachment(key), essentials.to_bytes())
         self.submit(LoadCase(key))
         self._show(case)
 

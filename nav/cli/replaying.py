@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from drivers.replay.source import decode_all
+from nav.cli.guidance_run import WINDOW_SIZE, show_window
 from nav.cli.live import ROOM_ATTACHMENT
+from nav.cli.progress import Steps, warm_up_visibly
+from nav.cli.run_log import RunLog, write_summary
+from nav.cli.session import WindowSession
+from nav.cli.versions import software
 from nav.config.load import ConfigError
 from nav.config.room import RoomConfig
-from nav.runtime.clock import Clock
+from nav.io.case import Case
+from nav.runtime.clock import Clock, ManualClock, SystemClock
 from nav.runtime.core import NavigationCore
 from nav.runtime.essentials import CaseEssentials
 from nav.runtime.events import OperatorEvent
 from nav.runtime.recording import Recording, RecordingError, Tick
 from nav.runtime.slots import CutFeed, LatestSlot, RecordingGap
 from nav.runtime.snapshot import NavigationSnapshot
+from nav.runtime.summary import navigation_numbers
 
-__all__ = ["RecordedSession", "ReplayThread", "ReplayedTick"]
+__all__ = ["RecordedSession", "ReplayThread", "ReplayedTick", "picture_of", "recompute", "show_replay"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,13 +74,12 @@ class RecordedSession:
         """A fresh core in the state in which the recording began."""
         return NavigationCore(self.room, self.case, self._cases)
 
-    def ticks(self) -> Iterator[ReplayedTick]:
-        """Compute every recorded tick again, in order.
+    def ticks(self, core: NavigationCore) -> Iterator[ReplayedTick]:
+        """Compute every recorded tick again with a fresh `core`, in order.
 
         A recording that was cut (the process was killed) ends with the last tick whose inputs are all there; `gap`
         then says so.
         """
-        core = self.core()
         feed = CutFeed(decode_all(self.recording, self.room))
         events: dict[int, list[OperatorEvent]] = defaultdict(list)
         for recorded in self.recording.events():
@@ -90,12 +97,21 @@ class RecordedSession:
 class ReplayThread:
     """Publishes a recording's snapshots at the pace of the recording. Implements `nav.cli.session.Compute`."""
 
-    def __init__(self, session: RecordedSession, clock: Clock, *, speed: float = 1.0) -> None:
+    def __init__(
+        self,
+        session: RecordedSession,
+        clock: Clock,
+        *,
+        speed: float = 1.0,
+        on_tick: Callable[[NavigationSnapshot], None] = lambda _: None,
+    ) -> None:
         self._session = session
         self._clock = clock
         self._speed = speed
+        self._on_tick = on_tick
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self.core = session.core()
         self.snapshots: LatestSlot[NavigationSnapshot] = LatestSlot()
         self.finished = threading.Event()
         self._first_ns = 0
@@ -126,7 +142,7 @@ class ReplayThread:
         """A replay shows the recorded faults only."""
 
     def _run(self) -> None:
-        for replayed in self._session.ticks():
+        for replayed in self._session.ticks(self.core):
             tick_ns = replayed.recorded.now_ns
             if not self._started_ns:
                 self._first_ns, self._started_ns = tick_ns, self._clock.now_ns()
@@ -136,4 +152,121 @@ class ReplayThread:
             if self._stop.is_set():
                 return
             self.snapshots.put(replayed.snapshot)
+            self._on_tick(replayed.snapshot)
         self.finished.set()
+
+
+class ReplayClock:
+    """The recording's clock, as it passes during a replay."""
+
+    def __init__(self, thread: ReplayThread) -> None:
+        self._thread = thread
+
+    def now_ns(self) -> int:
+        """Monotonic time in the recording."""
+        return self._thread.recorded_now_ns()
+
+    def utc_ns(self) -> int:
+        """A replay has no wall clock of its own; the recording's monotonic time."""
+        return self._thread.recorded_now_ns()
+
+
+def recompute(session: RecordedSession, case: Case | None, out: Path, steps: Steps) -> tuple[int, dict[str, Any]]:
+    """Compute every tick again, compare, write ``summary.json`` and a last screenshot.
+
+    Returns
+    -------
+    differing : int
+        Ticks whose numbers differ from the recorded ones in any bit.
+    summary : dict
+    """
+    warm_up_visibly(steps)
+    log = RunLog()
+    core = session.core()
+    differing = done = 0
+    last: NavigationSnapshot | None = None
+    with steps.step("Computing again") as update:
+        for replayed in session.ticks(core):
+            log.on_tick(replayed.snapshot)
+            differing += navigation_numbers(replayed.snapshot) != replayed.recorded.navigation
+            done += 1
+            if replayed.snapshot.guidance is not None:
+                last = replayed.snapshot
+            if done % 200 == 0:
+                update(-1.0, f"{done} ticks")
+    if session.gap:
+        steps.say(f"  note: {session.gap}")
+    versions = software(session.room)
+    summary = log.builder.write(
+        out / "summary.json",
+        streams={m.name: m.summary() for m in core.streams.monitors()},
+        version=versions["version"],
+        config_sha256=versions["config_sha256"],
+    )
+    if case is not None and last is not None:
+        steps.say(f"  wrote {picture_of(session.room, case, last, out)}")
+    steps.say(f"  wrote {out / 'summary.json'}")
+    return differing, summary
+
+
+class _Still:
+    """A single snapshot at its own time. Implements `nav.cli.session.Compute`."""
+
+    def __init__(self, snapshot: NavigationSnapshot) -> None:
+        self.snapshots: LatestSlot[NavigationSnapshot] = LatestSlot()
+        self.snapshots.put(snapshot)
+
+    def start(self) -> None:
+        """Nothing runs."""
+
+    def stop(self) -> None:
+        """Nothing runs."""
+
+    def submit(self, event: OperatorEvent) -> None:
+        """A picture takes no events."""
+
+    def set_fault(self, kind: str, text: str) -> None:
+        """A picture shows what was recorded."""
+
+
+def picture_of(room: RoomConfig, case: Case, snapshot: NavigationSnapshot, out: Path) -> Path:
+    """A screenshot of the HUD as it stood at one snapshot: ``hud-replay.png``."""
+    from nav.hud.app import create_application, grab
+    from nav.hud.main_window import MainWindow
+
+    app = create_application(headless=True)
+    session = WindowSession(room, ManualClock(snapshot.now_ns), _Still(snapshot), out=out)
+    session.take_case(case)
+    session.set_layout("guide")
+    window = MainWindow(session, show_time=False)
+    window.resize(*WINDOW_SIZE)
+    window.show()
+    session.start()
+    wall = SystemClock()
+    deadline = wall.now_ns() + 5_000_000_000
+    while set(session.latest_panes()) < {"A", "B", "C", "D"} and wall.now_ns() < deadline:
+        app.processEvents()
+        window.tick()
+    window.tick()
+    app.processEvents()
+    path = out / "hud-replay.png"
+    grab(window, str(path), session.screenshot_metadata())
+    session.stop()
+    window.close()
+    return path
+
+
+def show_replay(session: RecordedSession, case: Case | None, out: Path, speed: float, steps: Steps) -> None:
+    """Play the recording in the window at its own pace."""
+    warm_up_visibly(steps)
+    log = RunLog()
+    thread = ReplayThread(session, SystemClock(), speed=speed, on_tick=log.on_tick)
+    window = WindowSession(session.room, ReplayClock(thread), thread, out=out)
+    if case is not None:
+        window.take_case(case)
+    shown = show_window(
+        window, log, headless=False, duration_s=None, finished=thread.finished.is_set, out=out, layout="guide"
+    )
+    write_summary(out, session.room, thread.core.streams, log)
+    for path in (*shown, out / "summary.json"):
+        steps.say(f"  wrote {path}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -112,6 +113,10 @@ class WindowSession:
         """See `HudSession`."""
         self._view = view
         self.worker.notify()
+
+    def set_layout(self, layout: str) -> None:
+        """Choose ``plan``, ``guide`` or ``ultrasound``."""
+        self.set_view(replace(self._view, layout=layout))
 
     def case_info(self) -> CaseInfo | None:
         """See `HudSession`."""
