@@ -103,6 +103,8 @@ def compare(first: Identifiers, second: Identifiers, *, show_identifying: bool =
         a, b = _normal(field, getattr(first, field)), _normal(field, getattr(second, field))
         if not a or not b or a == b:
             continue
+        if field == "frame_of_reference_fingerprint" and first.frame_of_reference_uid and second.frame_of_reference_uid:
+            continue  # the UIDs themselves were compared
         if field == "laterality" and "B" in (a, b):
             continue
         shown = [v if show_identifying or not identifying else masked(v) for v in (a, b)]

@@ -84,6 +84,8 @@ def test_plan_of_another_case() -> None:
     same_frame = {"pseudonym": "CASE-BBBBBB", "frameOfReferenceSha256": fingerprint("1.2.9")}
     assert compare(CT, identifiers_of_markups(same_frame, "plan")) == []
     assert [m.what for m in compare(CT, identifiers_of_markups({"pseudonym": "CASE-BBBBBB"}, "plan"))] == ["case"]
+    in_full = identifiers_of_markups({"frameOfReferenceUID": "1.2.8"}, "plan")
+    assert [m.what for m in compare(CT, in_full)] == ["frame of reference UID"]
 
 
 def volume(centre: tuple[float, float, float]) -> Volume:
