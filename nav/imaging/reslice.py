@@ -74,6 +74,7 @@ def _reslice_linear(volume, index_from_pixel, low, scale, out):  # type: ignore[
     di, dj, dk = np.float32(m[0, 0]), np.float32(m[1, 0]), np.float32(m[2, 0])
     gain = np.float32(scale)
     bias = np.float32(1.5 - low * scale)
+    thick = min(ni, nj, nk) > 1  # an axis of one voxel has no interior: no second neighbour
     darkest = np.float32(1.0)
     brightest = np.float32(255.0)
     for y in range(height):
@@ -91,7 +92,7 @@ def _reslice_linear(volume, index_from_pixel, low, scale, out):  # type: ignore[
         first, last = _span(j0, m[1, 0], 1e-3, nj - 1.001, first, last)
         first, last = _span(k0, m[2, 0], 1e-3, nk - 1.001, first, last)
         inner, inner_end = end, end
-        if first <= last and int(np.ceil(first)) <= int(np.floor(last)):
+        if thick and first <= last and int(np.ceil(first)) <= int(np.floor(last)):
             inner = int(np.ceil(first))
             inner_end = int(np.floor(last)) + 1
         for x in range(begin):
