@@ -66,7 +66,7 @@ class LoadedCt:
 
 
 def list_series(path: Path | str) -> tuple[SeriesInfo, ...]:
-    """The series in a DICOM folder, numbered from 1; an image file has none.
+    """The series in a DICOM folder (or beside a DICOM file), numbered from 1; an image file has none.
 
     Raises
     ------
@@ -75,7 +75,8 @@ def list_series(path: Path | str) -> tuple[SeriesInfo, ...]:
     where = Path(path)
     if image_suffix(where) and where.is_file():
         return ()
-    return tuple(s.info for s in scan_folder(where).series)
+    folder = where.parent if where.is_file() and is_dicom_file(where) else where
+    return tuple(s.info for s in scan_folder(folder).series)
 
 
 def load_ct(path: Path | str, *, series: str | int | None = None, progress: Progress | None = None) -> LoadedCt:

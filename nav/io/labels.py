@@ -185,7 +185,7 @@ def extract_mask(
     pieces: tuple[Component, ...] = ()
     chosen: int | None = None
     if component is not None or find_components:
-        pieces, numbered = _label_components(structure)
+        pieces, numbered, number_of = _label_components(structure)
     if component is not None:
         chosen = 1 if component == "largest" else _component_number(component)
         if chosen is None or not 1 <= chosen <= len(pieces):
@@ -193,7 +193,7 @@ def extract_mask(
                 f"{source}: component {component!r} of label {_list(wanted)} does not exist; there are "
                 + ", ".join(f"{p.index}: {p.volume_ml:.2f} ml" for p in pieces)
             )
-        one = numbered == chosen
+        one = numbered == number_of[chosen - 1]
         box = _bounding_box(one)
         assert box is not None
         structure = _cropped(one, box, structure, CROP_MARGIN_MM)
@@ -284,29 +284,30 @@ def _cropped(selected: NDArray[np.bool_], box: tuple[slice, slice, slice], grid:
     return Volume.of(array, affine)
 
 
-def _label_components(mask: Volume) -> tuple[tuple[Component, ...], NDArray[np.int32]]:
-    """The pieces, and the array numbered as they are."""
+def _label_components(mask: Volume) -> tuple[tuple[Component, ...], NDArray[np.int32], NDArray[np.intp]]:
+    """The pieces, largest first; the array numbered as scipy met them; and that number of each piece."""
     numbered, count = ndimage.label(mask.array, structure=_CONNECTED_26, output=np.int32)
-    sizes = np.bincount(numbered.ravel(), minlength=count + 1)[1:]
+    if count == 0:
+        return (), numbered, np.zeros(0, np.intp)
+    flat = np.flatnonzero(mask.array)
+    which = numbered.ravel()[flat]
+    sizes = np.bincount(which, minlength=count + 1)[1:]
+    sums = np.empty((count, 3))
+    n_i, n_j, _ = mask.size
+    # One axis at a time: a body label has over ten million voxels.
+    for axis, (divisor, modulus) in enumerate(((1, n_i), (n_i, n_j), (n_i * n_j, None))):
+        index = flat // divisor
+        if modulus is not None:
+            index %= modulus
+        sums[:, axis] = np.bincount(which, weights=index, minlength=count + 1)[1:]
     order = np.argsort(-sizes, kind="stable")
-    rank = np.zeros(count + 1, dtype=np.int32)
-    rank[order + 1] = np.arange(1, count + 1)
-    numbered = rank[numbered]
-    kji = np.argwhere(numbered)
-    which = numbered[tuple(kji.T)]
-    pieces = []
-    for index in range(1, count + 1):
-        size = int(sizes[order[index - 1]])
-        pieces.append((index, size * mask.voxel_volume_mm3 / 1000.0))
-    sums = np.stack([np.bincount(which, weights=kji[:, a], minlength=count + 1)[1:] for a in (2, 1, 0)], axis=1)
-    centroids = mask.to_ras(sums / sizes[order][:, None]) if count else np.zeros((0, 3))
-    return (
-        tuple(
-            Component(i, ml, (float(c[0]), float(c[1]), float(c[2])))
-            for (i, ml), c in zip(pieces, centroids, strict=True)
-        ),
-        numbered,
+    centroids = mask.to_ras(sums[order] / sizes[order][:, None])
+    volumes_ml = sizes[order] * (mask.voxel_volume_mm3 / 1000.0)
+    pieces = tuple(
+        Component(index, float(ml), (float(c[0]), float(c[1]), float(c[2])))
+        for index, (ml, c) in enumerate(zip(volumes_ml, centroids, strict=True), start=1)
     )
+    return pieces, numbered, order + 1
 
 
 def _extent(corners: NDArray[np.float64]) -> str:
@@ -336,8 +337,9 @@ def mirrored_fit(points_ras: NDArray[np.float64], ct: Volume) -> str:
 
 
 def _check_against_ct(source: str, structure: Volume, grid: Volume, ct: Volume) -> list[str]:
-    kji = np.argwhere(structure.array)
-    points = structure.to_ras(kji[:: max(1, len(kji) // 20000), ::-1])
+    flat = np.flatnonzero(structure.array)
+    k, j, i = np.unravel_index(flat[:: max(1, flat.size // 20000)], structure.array.shape)
+    points = structure.to_ras(np.stack([i, j, k], axis=1))
     _refuse_mirrored_grid(source, grid, ct)
     inside = _inside(points, ct)
     share = float(inside.mean())

@@ -158,6 +158,8 @@ def test_several_series_are_listed_and_can_be_named(tmp_path: Path) -> None:
     with pytest.raises(CtReadError, match="no series '3'"):
         load_ct(tmp_path, series=3)
     assert [s.description for s in list_series(tmp_path)] == ["portal venous", "arterial"]
+    assert [s.description for s in list_series(tmp_path / "b" / "image_000")] == ["arterial"]
+    assert list_series(write_image(tmp_path / "ct.nrrd", np.zeros((4, 4, 4), np.int16))) == ()
 
 
 def test_localizer_and_other_modalities_are_left_aside_and_said(tmp_path: Path) -> None:
