@@ -12,9 +12,8 @@ import pytest
 REPO = Path(__file__).parents[2]
 
 #: Absolute paths of one machine and user. Written in parts, so that this file does not find itself.
-FOREIGN = re.compile(
-    "|".join(rf"(?<![\w.]){root}" for root in ("/wo" + "rk/", "/ro" + "ot/", "/ho" + "me/[a-z]", "/Us" + "ers/"))
-)
+_ROOTS = ("/wo" + "rk/", "/ro" + "ot/", "/ho" + "me/[a-z]", "/Us" + "ers/")
+FOREIGN = re.compile("|".join(rf"(?<![\w.]){root}" for root in _ROOTS))
 
 
 def tracked() -> list[Path]:
