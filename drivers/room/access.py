@@ -37,7 +37,7 @@ class TissueMap:
     """The patient as far as access matters, on the CT's grid (masks (k, j, i) bool).
 
     ``avoid`` are lung, bowel, heart, great vessels; ``bone_mm`` and ``avoid_mm`` distances (mm) on a grid coarser by
-    ``stride``.
+    ``stride`` (i, j, k).
     """
 
     ct: Volume
@@ -46,14 +46,14 @@ class TissueMap:
     avoid: Mask
     bone_mm: NDArray[np.float32]
     avoid_mm: NDArray[np.float32]
-    stride: int
+    stride: tuple[int, int, int]
 
     @classmethod
     def of(cls, ct: Volume, body: Mask, bone: Mask, avoid: Mask) -> TissueMap:
         """Compute the distances. Axis-aligned or oblique grids alike (distances use the grid's own pitch)."""
-        stride = max(1, round(2.8 / float(ct.spacing_mm.min())))
-        pitch = tuple(float(s) * stride for s in ct.spacing_mm[::-1])
-        cut = (slice(None, None, stride),) * 3
+        stride = _strides(ct, 2.8)
+        pitch = tuple(float(s) * n for s, n in zip(ct.spacing_mm[::-1], stride[::-1], strict=True))
+        cut = tuple(slice(None, None, n) for n in stride[::-1])
 
         def distance(mask: Mask) -> NDArray[np.float32]:
             if not mask[cut].any():
@@ -70,7 +70,7 @@ class TissueMap:
         return np.asarray(mask[at[..., 2], at[..., 1], at[..., 0]] & inside)
 
     def _linear(self, coarse: NDArray[np.float32], ras: F64) -> F64:
-        index = self.ct.to_index(ras) / self.stride
+        index = self.ct.to_index(ras) / np.array(self.stride)
         return np.asarray(map_coordinates(coarse, index[..., ::-1].reshape(-1, 3).T, order=1, mode="nearest")).reshape(
             index.shape[:-1]
         )
@@ -103,6 +103,12 @@ class TissueMap:
         offsets = offsets[np.linalg.norm(offsets, axis=1) <= 15.0]
         inside = self._nearest(self.body, point + offsets)
         return unit(-offsets[inside].mean(axis=0)) if inside.any() else unit([0.0, 1.0, 0.0])
+
+
+def _strides(ct: Volume, pitch_mm: float) -> tuple[int, int, int]:
+    """Voxels (i, j, k) that make about ``pitch_mm``."""
+    i, j, k = (max(1, round(pitch_mm / float(s))) for s in ct.spacing_mm)
+    return i, j, k
 
 
 def _directions(count: int) -> F64:
@@ -189,8 +195,9 @@ def skin_landmarks(tissue: TissueMap, target: F64) -> tuple[list[tuple[str, F64]
     RoomError
         When the skin does not lie within the CT.
     """
-    k, j, i = np.nonzero(tissue.body[:: 4 * tissue.stride, :: 4 * tissue.stride, :: 4 * tissue.stride])
-    ras = tissue.ct.to_ras(np.stack([i, j, k], axis=1) * 4.0 * tissue.stride)
+    si, sj, sk = _strides(tissue.ct, 6.0)
+    k, j, i = np.nonzero(tissue.body[::sk, ::sj, ::si])
+    ras = tissue.ct.to_ras(np.stack([i * si, j * sj, k * sk], axis=1))
     low, high = float(ras[:, 2].min()) + 8.0, float(ras[:, 2].max()) - 8.0
     points: list[tuple[str, F64]] = []
     normals: list[F64] = []

@@ -7,6 +7,8 @@ plan; longer ones add free breathing, the whole way to the target, and sweeps of
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -155,6 +157,7 @@ class Script:
     needle_line: tuple[F64, F64]
     moves: tuple[_Move, ...]
     breaths: tuple[tuple[float, float], ...]
+    sweeps: tuple[tuple[float, float], ...]
     _tremor_hz: F64
     _tremor_phase: F64
 
@@ -201,17 +204,16 @@ class Script:
             needle_near_x=np.array([0.3, 0.5, 0.8]),
             needle_line=(entry, axis),
             moves=tuple(moves),
-            breaths=_free_spells(writer.phases),
+            breaths=tuple((p.start_s, p.end_s) for p in writer.phases if not p.held),
+            sweeps=tuple((p.start_s, p.end_s) for p in writer.phases if p.name == "sweep"),
             _tremor_hz=tremor_hz,
             _tremor_phase=tremor_phase,
         )
 
     def phase_at(self, t: float) -> Phase | None:
         """The phase at a time; None before and after."""
-        for phase in self.phases:
-            if phase.start_s <= t < phase.end_s:
-                return phase
-        return None
+        at = bisect_right(self.phases, t, key=lambda p: p.start_s) - 1
+        return self.phases[at] if at >= 0 and t < self.phases[at].end_s else None
 
     def held(self, t: float) -> bool:
         """Whether the breath is held (before and after the script the patient rests at exhale)."""
@@ -222,17 +224,18 @@ class Script:
         """Depth of breath, 0 (exhale, held) to 1, at times (n,) s."""
         times = np.atleast_1d(np.asarray(t, dtype=np.float64))
         out = np.zeros_like(times)
-        for start, end in self.breaths:
-            if times[-1] >= start and times[0] <= end:
-                out += inhalation(times - start, end - start, self.setup.simulation.breathing_period_s)
+        for (start, end), now in _spells(self.breaths, times):
+            out[now] = inhalation(times[now] - start, end - start, self.setup.simulation.breathing_period_s)
         return out
 
     def depth(self, t: F64) -> F64:
         """How far (mm) the needle has been advanced from the skin along its line, at times (n,) s."""
         times = np.atleast_1d(np.asarray(t, dtype=np.float64))
         out = np.zeros_like(times)
-        for move in self.moves:
-            out += (move.to_mm - move.from_mm) * move.progress(times)
+        latest = np.searchsorted([m.start_s for m in self.moves], times, side="right") - 1
+        for n in np.unique(latest[latest >= 0]):
+            move, now = self.moves[n], latest == n
+            out[now] = move.from_mm + (move.to_mm - move.from_mm) * move.progress(times[now])
         return out
 
     def _shake(self, tool: int, t: F64) -> F64:
@@ -266,10 +269,9 @@ class Script:
         contact, beam = np.array(geometry.probe_contact), unit(geometry.probe_axis)
         lateral = unit(np.array(geometry.probe_lateral) - (np.array(geometry.probe_lateral) @ beam) * beam)
         tilt = np.deg2rad(2.0) * np.sin(2.0 * np.pi * np.maximum(times, 0.0) / 7.0) * np.clip(times, 0.0, 1.0)
-        for phase in self.phases:
-            if phase.name == "sweep" and times[-1] > phase.start_s and times[0] < phase.end_s:
-                u = np.clip((times - phase.start_s) / (phase.end_s - phase.start_s), 0.0, 1.0)
-                tilt = tilt + np.deg2rad(14.0) * np.sin(2.0 * np.pi * u) * np.sin(np.pi * u) ** 0.5
+        for (start, end), now in _spells(self.sweeps, times):
+            u = np.clip((times[now] - start) / (end - start), 0.0, 1.0)
+            tilt[now] += np.deg2rad(14.0) * np.sin(2.0 * np.pi * u) * np.sqrt(np.sin(np.pi * u))
         elevation = np.cross(beam, lateral)
         axes = np.cos(tilt)[:, None] * beam + np.sin(tilt)[:, None] * elevation
         face = _frames(contact + 0.5 * self._shake(2, times), axes, lateral)
@@ -392,5 +394,12 @@ def _write_procedure(
     return moves
 
 
-def _free_spells(phases: list[Phase]) -> tuple[tuple[float, float], ...]:
-    return tuple((p.start_s, p.end_s) for p in phases if not p.held)
+def _spells(
+    spells: tuple[tuple[float, float], ...], times: F64
+) -> Iterator[tuple[tuple[float, float], NDArray[np.bool_]]]:
+    """Those of the ordered ``spells`` that hold any of ``times``, each with the mask of the times within it."""
+    latest = np.searchsorted([start for start, _ in spells], times, side="right") - 1
+    for n in np.unique(latest[latest >= 0]):
+        now = (latest == n) & (times <= spells[n][1])
+        if now.any():
+            yield spells[n], now

@@ -228,7 +228,7 @@ def patient_from_ct(
     ct : Volume
         int16 HU.
     labels : Volume
-        Label map on the CT's grid.
+        Label map; taken onto the CT's grid by the nearest voxel where it lies on another.
     roles : LabelRoles
         Without ``body`` the body is what lies above −500 HU in one piece; without ``bone`` what lies above 250 HU.
     target : point, optional
@@ -237,12 +237,10 @@ def patient_from_ct(
     Raises
     ------
     RoomError
-        When the grids differ, a label is absent, or no needle path or probe window can be found.
+        When the label map lies elsewhere, a label is absent, or no needle path or probe window can be found.
     """
     if not labels.same_grid_as(ct):
-        raise RoomError(
-            f"the label map's grid {labels.size} does not match the CT's {ct.size}; resample it onto the CT first"
-        )
+        labels = _onto_grid(labels, ct)
     digest = hashlib.sha256(f"{_code_version()}{roles}{target}{ct.ras_from_index.tolist()}".encode())
     digest.update(np.ascontiguousarray(ct.array).data)
     digest.update(np.ascontiguousarray(labels.array).data)
@@ -261,6 +259,24 @@ def patient_from_ct(
     )
     model.save(folder)
     return PatientModel.load(folder)
+
+
+def _onto_grid(labels: Volume, ct: Volume) -> Volume:
+    """Nearest label for every voxel of the CT; 0 outside the label map."""
+    out = np.zeros(ct.array.shape, dtype=labels.array.dtype)
+    step = labels.index_from_ras @ ct.ras_from_index
+    nj, ni = ct.array.shape[1:]
+    j, i = np.mgrid[0:nj, 0:ni]
+    size = np.array(labels.size)
+    for k in range(ct.array.shape[0]):
+        index = np.stack([i, j, np.full_like(i, k)], axis=-1) @ step[:3, :3].T + step[:3, 3]
+        at = np.rint(index).astype(int)
+        inside = ((at >= 0) & (at < size)).all(axis=-1)
+        x, y, z = at[inside].T
+        out[k][inside] = labels.array[z, y, x]
+    if not out.any():
+        raise RoomError("the label map does not overlap the CT; is it of another examination?")
+    return Volume.of(out, ct.ras_from_index)
 
 
 def _one_of(labels: Volume, values: tuple[int, ...]) -> NDArray[np.bool_]:

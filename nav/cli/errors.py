@@ -35,6 +35,7 @@ class CommandError(Exception):
 #: Error types of the layers below by module. A module that was never imported cannot have raised, so nothing is
 #: imported to find out.
 _KNOWN: tuple[tuple[str, str, ExitCode], ...] = (
+    ("drivers.room.geometry", "RoomError", ExitCode.FAILED),
     ("nav.config.load", "ConfigError", ExitCode.CONFIGURATION),
     ("nav.geometry.frames", "FrameNameError", ExitCode.INPUT),
     ("nav.geometry.rigid", "NotRigidError", ExitCode.INPUT),
