@@ -34,8 +34,9 @@ def _ellipse_margin(z, rho, a, b):  # type: ignore[no-untyped-def]
         e0, e1, y0, y1 = a, b, z, rho
     else:
         e0, e1, y0, y1 = b, a, rho, z
-    if y1 == 0.0:
-        # On the major axis the foot point leaves the vertex where the curvature's centre is passed.
+    if y1 <= 1e-12 * e1:
+        # On the major axis the foot point leaves the vertex where the curvature's centre is passed. Points this close
+        # to the axis would start the iteration at its pole.
         numerator = e0 * y0
         denominator = e0 * e0 - e1 * e1
         if numerator < denominator:

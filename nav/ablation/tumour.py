@@ -297,7 +297,8 @@ def _build(mask: Volume, margin_mm: float) -> TumourModel:
     volume_mm3 = count * mask.voxel_volume_mm3
     work = mask if _orthogonal(mask) else _straightened(mask)
 
-    surface, field_grid, origin, pitch = _surface_field(work, volume_mm3)
+    smoothing_mm = _SMOOTHING_VOXELS * float(mask.spacing_mm.mean())
+    surface, field_grid, origin, pitch = _surface_field(work, volume_mm3, smoothing_mm)
     vertices, faces = surface
     points, weights, covering = _spread(vertices, faces)
     volume_points, spacing = _volume_samples(vertices, field_grid, origin, pitch, margin_mm)
@@ -317,12 +318,14 @@ def _build(mask: Volume, margin_mm: float) -> TumourModel:
     )
 
 
-def _surface_field(mask: Volume, volume_mm3: float) -> tuple[tuple[Array, NDArray[np.int32]], Array, Array, float]:
+def _surface_field(
+    mask: Volume, volume_mm3: float, sigma_mm: float
+) -> tuple[tuple[Array, NDArray[np.int32]], Array, Array, float]:
     """Surface mesh, and the field it is the zero level of (negative inside) on an isotropic grid along RAS."""
     spacing = mask.spacing_mm
     inside = np.asarray(mask.array) > 0
     index = np.argwhere(inside)
-    pad = np.maximum(3, np.ceil(3.0 * spacing.min() / spacing)).astype(int)[::-1]
+    pad = np.maximum(3, np.ceil(2.0 * sigma_mm / spacing)).astype(int)[::-1]
     low = index.min(axis=0) - pad
     shape = index.max(axis=0) + pad + 1 - low
     local = np.zeros(shape, bool)
@@ -331,7 +334,6 @@ def _surface_field(mask: Volume, volume_mm3: float) -> tuple[tuple[Array, NDArra
     signed = ndimage.distance_transform_edt(~local, sampling=sampling) - ndimage.distance_transform_edt(
         local, sampling=sampling
     )
-    sigma_mm = _SMOOTHING_VOXELS * float(spacing.mean())
     signed = ndimage.gaussian_filter(signed, sigma_mm / spacing[::-1], mode="nearest")
 
     # Isotropic grid along RAS, fine enough for the surface and coarse enough for the face budget.

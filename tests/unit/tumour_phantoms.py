@@ -1,0 +1,52 @@
+"""Voxelised tumours for tests."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from nav.ablation.zone import EllipsoidZone
+from nav.geometry.volume import Volume
+
+CENTRE = np.array([10.3, -20.2, 35.7])
+OBLIQUE = Rotation.from_rotvec([0.3, 0.2, -0.5]).as_matrix()
+
+
+def ball(
+    radius_mm: float,
+    spacing_mm: tuple[float, float, float],
+    *,
+    directions: NDArray[np.float64] | None = None,
+    pad_mm: float = 4.0,
+) -> Volume:
+    """A ball about `CENTRE`, which lies off the grid; ``directions`` holds the voxel axes in columns."""
+    spacing = np.array(spacing_mm)
+    axes = np.eye(3) if directions is None else directions
+    counts = (2.0 * (radius_mm + pad_mm) / spacing).astype(int) + 4
+    affine = np.eye(4)
+    affine[:3, :3] = axes * spacing
+    affine[:3, 3] = CENTRE - affine[:3, :3] @ ((counts - 1) / 2.0 + 0.21)
+    k, j, i = np.indices(counts[::-1])
+    points = np.stack([i, j, k], axis=-1) @ affine[:3, :3].T + affine[:3, 3]
+    inside = np.sum((points - CENTRE) ** 2, axis=-1) <= radius_mm**2
+    return Volume.of(inside.astype(np.uint8), affine)
+
+
+def zone(
+    centre: NDArray[np.float64], semi_long_mm: float, semi_short_mm: float, axis: tuple[float, float, float] = (0, 0, 1)
+) -> EllipsoidZone:
+    """A zone without a device."""
+    direction = np.array(axis, dtype=np.float64)
+    return EllipsoidZone(
+        np.asarray(centre, dtype=np.float64),
+        direction / np.linalg.norm(direction),
+        semi_long_mm,
+        semi_short_mm,
+        0,
+        "",
+        0.0,
+        0.0,
+        "",
+        "",
+    )
