@@ -18,6 +18,7 @@ from nav.cli.session import WindowSession
 from nav.cli.versions import software
 from nav.config.load import ConfigError
 from nav.config.room import RoomConfig
+from nav.guidance.numbers import GateState
 from nav.io.case import Case
 from nav.runtime.clock import Clock, ManualClock, SystemClock
 from nav.runtime.core import NavigationCore
@@ -190,7 +191,9 @@ def recompute(session: RecordedSession, case: Case | None, out: Path, steps: Ste
             log.on_tick(replayed.snapshot)
             differing += navigation_numbers(replayed.snapshot) != replayed.recorded.navigation
             done += 1
-            if replayed.snapshot.guidance is not None:
+            if replayed.snapshot.gate.state is GateState.OK or (
+                last is None and replayed.snapshot.guidance is not None
+            ):
                 last = replayed.snapshot
             if done % 200 == 0:
                 update(-1.0, f"{done} ticks")

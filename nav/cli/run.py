@@ -49,6 +49,7 @@ def run(
     registration: Annotated[Path | None, typer.Option(help="Reference to RAS from a file (.tfm, .h5).")] = None,
     target: Annotated[str, typer.Option(help="Target x,y,z (RAS, mm); default: plan, else centre of the tumour.")] = "",
     entry: Annotated[str, typer.Option(help="Entry x,y,z (RAS, mm).")] = "",
+    layout: Annotated[str, typer.Option(help="plan, guide or ultrasound; default: as the case needs it.")] = "",
     headless: Annotated[bool, typer.Option("--headless", help="Draw off screen.")] = False,
     duration: Annotated[float | None, typer.Option(help="End after this many seconds.")] = None,
 ) -> None:
@@ -61,6 +62,8 @@ def run(
     headless = headless or not has_display()
     if headless and duration is None:
         raise CommandError("--headless needs --duration S: nobody could close the window", ExitCode.USAGE)
+    if layout not in ("", "plan", "guide", "ultrasound"):
+        raise CommandError(f"--layout {layout!r}: must be plan, guide or ultrasound", ExitCode.USAGE)
     target_ras = parse_point(target, "--target") if target else None
     entry_ras = parse_point(entry, "--entry") if entry else None
     if tumor is not None and ct is None:
@@ -96,5 +99,6 @@ def run(
         target_ras=target_ras,
         entry_ras=entry_ras,
         registration=registration,
+        layout=layout,
         steps=steps,
     )
