@@ -118,13 +118,13 @@ def build_scene(case: Case, generation: int | None = None) -> SceneModel:
 
 @dataclass(slots=True)
 class RenderCache:
-    """What one render thread keeps between frames: the rasterised 3-D surfaces and the extent of the last image."""
+    """What one render thread keeps between frames: the rasterised 3-D surfaces and the last image with its mask."""
 
     static: render3d.StaticView | None = None
     static_key: tuple[object, ...] = ()
     image_key: tuple[str, int] = ("", -1)
     image: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((1, 1), np.uint8))
-    extent: tuple[NDArray[np.int32], ...] = ()
+    mask: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((1, 1), np.uint8))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -259,9 +259,9 @@ def _render_plane(
         plane = _image_plane(image)
         angle, distance = blend.plane_difference(plane, pane.ras_from_pixel)
         if pane.fused or (angle <= COINCIDENT_DEG and distance <= COINCIDENT_MM):
-            grey, extent = _grey(image, cache)
+            grey, mask = _grey(image, cache)
             shown = blend.blend_image(
-                grey, image.ras_from_index, pane.ras_from_pixel, view.ultrasound_blend, picture, extent
+                grey, image.ras_from_index, pane.ras_from_pixel, view.ultrasound_blend, picture, mask
             )
             fused = shown > 0
         else:
@@ -298,13 +298,13 @@ def _render_plane(
     )
 
 
-def _grey(image: TrackedImage, cache: RenderCache) -> tuple[NDArray[np.uint8], tuple[NDArray[np.int32], ...]]:
+def _grey(image: TrackedImage, cache: RenderCache) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     key = (image.device, image.sequence)
     if cache.image_key != key:
         cache.image = blend.grey_plane(image.array)
-        cache.extent = blend.image_extent(cache.image)
+        cache.mask = blend.image_mask(cache.image)
         cache.image_key = key
-    return cache.image, cache.extent
+    return cache.image, cache.mask
 
 
 def _anatomy_lines(pane: _Pane, scene: SceneModel) -> list[Polyline]:

@@ -53,9 +53,10 @@ class PanePacer:
         rest = visible - first
         if not changed:
             planes = sorted(rest - {"D"})
-            due = set()
-            if planes:
-                due.add(planes[self._turn % len(planes)])
+            due = set(planes)
+            if first and planes:  # beside a tip pane: one plane at a time, none more often than every second snapshot
+                turn = self._turn % max(2, len(planes))
+                due = set(planes[turn : turn + 1])
                 self._turn += 1
             if "D" in rest and now_ns - self._last_3d_ns >= MIN_3D_INTERVAL_NS - _3D_SLACK_NS:
                 due.add("D")
