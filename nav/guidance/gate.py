@@ -105,8 +105,10 @@ def evaluate_gate(inputs: GateInputs) -> GateVerdict:
     reasons += _setup(inputs)
     reasons += _quality(inputs)
     reasons.sort(key=lambda r: -r.level.value)
-    state = reasons[0].level if reasons else GateState.OK
-    return GateVerdict(state, tuple(reasons))
+    # The same trouble seen by two checks (a stream's lamp and a refused look-up) is told once, at its worst level.
+    once = {r.code: r for r in reversed(reasons)}
+    told = tuple(r for r in reasons if once[r.code] is r)
+    return GateVerdict(told[0].level if told else GateState.OK, told)
 
 
 def _threads(g: GateInputs) -> list[GateReason]:
