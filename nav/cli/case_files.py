@@ -17,6 +17,7 @@ from nav.hud.session import FileProblem, Progress, SeriesChoice, TumourChoice
 from nav.io.case import Case
 from nav.io.checks import (
     Identifiers,
+    check_inside_ct,
     identifiers_of_ct,
     identifiers_of_markups,
     identifiers_of_metadata,
@@ -32,6 +33,8 @@ __all__ = ["CaseFiles"]
 
 #: A picked point this far from a piece still means it.
 PICK_REACH_MM = 5.0
+#: Larger labels are organs, not tumours.
+MAX_TUMOUR_ML = 1000.0
 
 
 class CaseFiles:
@@ -51,14 +54,17 @@ class CaseFiles:
             raise FileProblem(f"{path}: no CT series in this folder; choose the folder that holds the slices")
         return tuple(
             SeriesChoice(
-                s.uid, f"{s.index}: {s.slices} slices of {s.columns}×{s.rows}, {s.description or 'no description'}"
+                str(s.index),
+                f"{s.index}: {s.slices} slices of {s.columns}×{s.rows}, {s.description or 'no description'}",
             )
             for s in usable
         )
 
     def load_ct(self, path: str, key: str, progress: Progress) -> Case:
         """Open a series as a new case."""
-        loaded = load_ct(path, series=key or None, progress=lambda n, of: progress(n / max(of, 1), "Reading slices"))
+        loaded = load_ct(
+            path, series=int(key) if key else None, progress=lambda n, of: progress(n / max(of, 1), "Reading slices")
+        )
         return Case(loaded.identity, loaded.volume, ct_source=loaded.source, warnings=loaded.warnings)
 
     def _labels(self, path: str, progress: Progress) -> LabelMap:
@@ -73,7 +79,12 @@ class CaseFiles:
     def scan_tumour(self, case: Case, path: str, progress: Progress) -> tuple[TumourChoice, ...]:
         """Every piece of every label, the largest first within its label."""
         labels = self._labels(path, progress)
-        values = [int(v) for v in np.unique(np.asarray(labels.volume.array)) if v]
+        counts = np.bincount(np.asarray(labels.volume.array).ravel())
+        # A tumour is not the body: labels beyond a litre are left out of the choice, where splitting them takes seconds.
+        most = MAX_TUMOUR_ML * 1000.0 / labels.volume.voxel_volume_mm3
+        values = [int(v) for v in np.flatnonzero(counts) if v and counts[v] <= most]
+        if not values:
+            raise FileProblem(f"{Path(path).name}: no label of {MAX_TUMOUR_ML:.0f} ml or less; choose a tumour mask")
         choices: list[TumourChoice] = []
         for n, value in enumerate(values):
             progress(n / len(values), f"Pieces of label {value}")
@@ -128,6 +139,7 @@ class CaseFiles:
         markups = self._markups(case, path, progress)
         if len(markups.landmarks) < 3:
             raise FileProblem(f"{Path(path).name}: {len(markups.landmarks)} points, at least 3 landmarks are needed")
+        check_inside_ct(case.ct, landmarks=markups.landmarks)
         return replace(case, landmarks=markups.landmarks, warnings=case.warnings + markups.warnings)
 
     def load_plan(self, case: Case, path: str, progress: Progress) -> Case:
@@ -135,6 +147,7 @@ class CaseFiles:
         markups = self._markups(case, path, progress)
         if not markups.paths:
             raise FileProblem(f"{Path(path).name}: holds no line; a plan is a line from entry to target")
+        check_inside_ct(case.ct, paths=markups.paths)
         return replace(case, paths=markups.paths, warnings=case.warnings + markups.warnings)
 
     def load_registration(self, path: str, progress: Progress) -> tuple[float, ...]:

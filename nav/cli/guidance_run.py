@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,9 +60,8 @@ def show_window(
     layout : str
         ``plan``, ``guide`` or ``ultrasound``; empty: as the case needs it.
     """
-    from PySide6.QtCore import QTimer
-
     from nav.hud.app import create_application, grab
+    from nav.hud.event_loop import run_event_loop
     from nav.hud.main_window import MainWindow
     from nav.hud.panes import tip_panes
 
@@ -89,27 +87,18 @@ def show_window(
             grab(window, str(path), session.screenshot_metadata())
             taken.append(path)
 
-    def beat() -> None:
+    def beat() -> bool:
         wanted = on_beat()
         if wanted:
             window.controller.trigger(f"layout_{wanted}")
-        if finished():
-            app.quit()
+        return not finished()
 
-    pulse = QTimer()
-    pulse.timeout.connect(beat)
-    pulse.start(100)
-    previous = signal.signal(signal.SIGINT, lambda *_: app.quit())
     try:
         on_shown()
-        for shot in shots:
-            QTimer.singleShot(round(shot.at_s * 1000), lambda name=shot.name: take(name))
-        if duration_s is not None:
-            QTimer.singleShot(round(duration_s * 1000), app.quit)
-        app.exec()
+        at = [(shot.at_s, lambda name=shot.name: take(name)) for shot in shots]
+        run_event_loop(app, duration_s=duration_s, at=at, beat=beat)
         take("final")
     finally:
-        signal.signal(signal.SIGINT, previous)
         window.stop()
         session.stop()
         window.close()

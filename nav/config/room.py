@@ -113,7 +113,7 @@ class SourceConfig(_Model):
     )
     offset_window_s: Positive = Field(10.0, description="the smallest clock offset is looked for in this long a window")
     reconnect: bool = Field(True, description="connect again, with growing pauses, when the link is lost")
-    silent_after_s: Positive = Field(1.0, description="no byte for this long: the link is called silent")
+    silent_after_s: Positive = Field(0.9, description="no byte for this long: the link is called silent")
     reopen_after_s: Positive = Field(
         15.0, description="no byte for this long: the connection is closed and opened again (not with hold_last)"
     )
