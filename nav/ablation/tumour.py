@@ -39,21 +39,39 @@ class TumourError(ValueError):
 
 
 @njit(nogil=True, cache=True)
-def _nearest_and_winding(x, y, z, vertices, faces, wind):  # type: ignore[no-untyped-def]
-    """Squared distance of a point to a triangle mesh, and (with ``wind``) the mesh's winding number about it.
+def _nearest_and_winding(x, y, z, vertices, faces, max_edge):  # type: ignore[no-untyped-def]
+    """Squared distance of a point to a triangle mesh without loose vertices, and the mesh's winding number about it.
+
+    ``max_edge`` is at least the longest edge. No triangle lies nearer than the nearest vertex unless its own vertices
+    are within that distance plus one edge. Outside the vertices' box the winding number is 0 without a sum.
 
     Point to triangle: Ericson, Real-Time Collision Detection (2005) §5.1.5. Winding number: sum of solid angles
     (van Oosterom & Strackee 1983, IEEE TBME 30:125) / 4π; ±1 inside a closed mesh, 0 outside.
     """
     best = math.inf
     solid = 0.0
+    if faces.shape[0] == 0:
+        return best, solid
+    below_x, above_x, below_y, above_y, below_z, above_z = True, True, True, True, True, True
+    for v in range(vertices.shape[0]):
+        dx, dy, dz = vertices[v, 0] - x, vertices[v, 1] - y, vertices[v, 2] - z
+        d = dx * dx + dy * dy + dz * dz
+        if d < best:
+            best = d
+        below_x, above_x = below_x and dx > 0.0, above_x and dx < 0.0
+        below_y, above_y = below_y and dy > 0.0, above_y and dy < 0.0
+        below_z, above_z = below_z and dz > 0.0, above_z and dz < 0.0
+    wind = not (below_x or above_x or below_y or above_y or below_z or above_z)
+    reach = math.sqrt(best) + max_edge
+    reach2 = reach * reach
     for f in range(faces.shape[0]):
         i0, i1, i2 = faces[f, 0], faces[f, 1], faces[f, 2]
         ax, ay, az = vertices[i0, 0] - x, vertices[i0, 1] - y, vertices[i0, 2] - z
         bx, by, bz = vertices[i1, 0] - x, vertices[i1, 1] - y, vertices[i1, 2] - z
         cx, cy, cz = vertices[i2, 0] - x, vertices[i2, 1] - y, vertices[i2, 2] - z
-        la = math.sqrt(ax * ax + ay * ay + az * az)
+        aa = ax * ax + ay * ay + az * az
         if wind:
+            la = math.sqrt(aa)
             lb = math.sqrt(bx * bx + by * by + bz * bz)
             lc = math.sqrt(cx * cx + cy * cy + cz * cz)
             ab = ax * bx + ay * by + az * bz
@@ -61,14 +79,10 @@ def _nearest_and_winding(x, y, z, vertices, faces, wind):  # type: ignore[no-unt
             ca = cx * ax + cy * ay + cz * az
             det = ax * (by * cz - bz * cy) - ay * (bx * cz - bz * cx) + az * (bx * cy - by * cx)
             solid += math.atan2(det, la * lb * lc + ab * lc + bc * la + ca * lb)
-        # Skip the exact distance where a vertex already proves the triangle too far away.
+        if aa > reach2:
+            continue
         ux, uy, uz = bx - ax, by - ay, bz - az
         vx, vy, vz = cx - ax, cy - ay, cz - az
-        uu = ux * ux + uy * uy + uz * uz
-        vv = vx * vx + vy * vy + vz * vz
-        reach = la - math.sqrt(max(uu, vv))
-        if reach > 0.0 and reach * reach > best:
-            continue
         d1 = -(ux * ax + uy * ay + uz * az)
         d2 = -(vx * ax + vy * ay + vz * az)
         d3 = -(ux * bx + uy * by + uz * bz)
@@ -112,7 +126,7 @@ KERNELS: tuple[KernelSpec, ...] = (
         _nearest_and_winding,
         (
             "float64, float64, float64, Array(float64, 2, 'C', readonly=True), "
-            "Array(int32, 2, 'C', readonly=True), boolean",
+            "Array(int32, 2, 'C', readonly=True), float64",
         ),
     ),
 )
@@ -138,6 +152,8 @@ class TumourModel:
     margin_mm : float
     covering_radius_mm : float
         No point of the surface lies further than this from a surface point.
+    max_edge_mm : float
+        Longest edge of the mesh.
     volume_spacing_mm : float
         1 mm, or coarser for a tumour so large that there would be more than 60 000 samples.
     voxel_axes_mm : (3, 3) float64
@@ -154,6 +170,7 @@ class TumourModel:
     volume_ml: float
     margin_mm: float
     covering_radius_mm: float
+    max_edge_mm: float
     volume_spacing_mm: float
     voxel_axes_mm: Array
     warnings: tuple[str, ...] = field(default=())
@@ -172,10 +189,7 @@ class TumourModel:
     def signed_distance_mm(self, point_ras: ArrayLike) -> float:
         """Distance of ``point_ras``, (3,) mm, to the surface mesh: negative inside, exact for the mesh."""
         x, y, z = (float(v) for v in np.asarray(point_ras, dtype=np.float64))
-        # Outside the surface's box a point is outside; the sum of solid angles is needed within it only.
-        p = np.array([x, y, z])
-        boxed = bool(np.all((p >= self.vertices.min(axis=0)) & (p <= self.vertices.max(axis=0))))
-        squared, winding = _nearest_and_winding(x, y, z, self.vertices, self.faces, boxed)
+        squared, winding = _nearest_and_winding(x, y, z, self.vertices, self.faces, self.max_edge_mm)
         distance = math.sqrt(squared)
         return -distance if abs(winding) > 0.5 else distance
 
@@ -202,7 +216,14 @@ class TumourModel:
             "centroid_ras": self.centroid_ras,
             "voxel_axes_mm": self.voxel_axes_mm,
             "scalars": np.array(
-                [self.volume_ml, self.margin_mm, self.covering_radius_mm, self.volume_spacing_mm], dtype=np.float64
+                [
+                    self.volume_ml,
+                    self.margin_mm,
+                    self.covering_radius_mm,
+                    self.max_edge_mm,
+                    self.volume_spacing_mm,
+                ],
+                dtype=np.float64,
             ),
         }
 
@@ -223,7 +244,7 @@ class TumourModel:
             "volume_points": (None, 3),
             "centroid_ras": (3,),
             "voxel_axes_mm": (3, 3),
-            "scalars": (4,),
+            "scalars": (5,),
         }
         got: dict[str, NDArray[np.generic]] = {}
         for name, shape in shapes.items():
@@ -233,7 +254,7 @@ class TumourModel:
             if len(have) != len(shape) or any(s is not None and s != h for s, h in zip(shape, have, strict=True)):
                 raise TumourError(f"tumour arrays: {name!r} has shape {have}, expected {shape}")
             got[name] = _frozen(arrays[name], np.int32 if name == "faces" else np.float64)
-        volume, margin, covering, spacing = (float(v) for v in np.asarray(got["scalars"], dtype=np.float64))
+        volume, margin, covering, edge, spacing = (float(v) for v in np.asarray(got["scalars"], dtype=np.float64))
         return cls(
             vertices=np.asarray(got["vertices"], np.float64),
             faces=np.asarray(got["faces"], np.int32),
@@ -245,6 +266,7 @@ class TumourModel:
             volume_ml=volume,
             margin_mm=margin,
             covering_radius_mm=covering,
+            max_edge_mm=edge,
             volume_spacing_mm=spacing,
         )
 
@@ -312,6 +334,7 @@ def _build(mask: Volume, margin_mm: float) -> TumourModel:
         volume_ml=volume_mm3 / 1000.0,
         margin_mm=float(margin_mm),
         covering_radius_mm=covering,
+        max_edge_mm=_longest_edge(vertices, faces),
         volume_spacing_mm=spacing,
         voxel_axes_mm=np.asarray(_frozen(voxel_axes), np.float64),
         warnings=tuple(warnings),
@@ -386,6 +409,11 @@ def _march(field_grid: Array, origin: Array, pitch: float) -> tuple[Array, NDArr
 def _mesh_volume(vertices: Array, faces: NDArray[np.int32]) -> float:
     p = vertices - vertices.mean(axis=0)
     return float(np.einsum("ij,ij->", p[faces[:, 0]], np.cross(p[faces[:, 1]], p[faces[:, 2]]))) / 6.0
+
+
+def _longest_edge(vertices: Array, faces: NDArray[np.int32]) -> float:
+    corners = vertices[faces]
+    return float(np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=2).max())
 
 
 def _spread(vertices: Array, faces: NDArray[np.int32]) -> tuple[Array, Array, float]:

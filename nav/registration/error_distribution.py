@@ -87,8 +87,9 @@ def radius_of_share(covariance: ArrayLike, share: float = 0.95, dof: float = mat
 
     Notes
     -----
-    Solved by regula falsi (Illinois) on the exact distribution to 1e-6 in probability, between the one-dimensional
-    and the isotropic solution for the largest eigenvalue, which enclose it.
+    Solved by secant steps on the exact distribution to 1e-6 in probability, from the radius of the F distribution with
+    the same first two moments (Satterthwaite), and kept between the one-dimensional and the isotropic solution for the
+    largest eigenvalue, which enclose the root.
     """
     if not 0.0 < share < 1.0:
         raise ValueError(f"share is {share:g}, must lie between 0 and 1")
@@ -97,24 +98,32 @@ def radius_of_share(covariance: ArrayLike, share: float = 0.95, dof: float = mat
     values = _eigenvalues(covariance)
     if values[0] <= 0.0:
         return 0.0
-    if dof > _KNOWN_ABOVE_DOF:
-        low2 = float(chdtri(1.0, 1.0 - share))
-        high2 = float(chdtri(3.0, 1.0 - share))
-    else:
-        low2 = float(fdtri(1.0, dof, share))
-        high2 = 3.0 * float(fdtri(3.0, dof, share))
-    a, b = 0.999 * values[0] * low2, 1.001 * values[0] * high2
-    fa, fb = _share(a, values, dof) - share, _share(b, values, dof) - share
-    for _ in range(60):
-        x = (a * fb - b * fa) / (fb - fa)
-        fx = _share(x, values, dof) - share
-        if abs(fx) < 1e-6:
+    # A little wider than theory, for the quadrature's own error.
+    low = 0.95 * values[0] * _quantile(1.0, dof, share)
+    high = 1.05 * values[0] * _quantile(3.0, dof, share)
+    total = float(values.sum())
+    moments = total * total / float(values @ values)
+    x = min(max(total / moments * _quantile(moments, dof, share), low), high)
+    before, f_before = x, 0.0
+    for n in range(60):
+        f = _share(x, values, dof) - share
+        if abs(f) < 1e-6:
             break
-        if (fx > 0.0) == (fb > 0.0):
-            b, fb, fa = x, fx, 0.5 * fa
+        low, high = (x, high) if f < 0.0 else (low, x)
+        if n == 0 or f == f_before:
+            following = x * (1.03 if f < 0.0 else 0.97)
         else:
-            a, fa, fb = x, fx, 0.5 * fb
+            following = x - f * (x - before) / (f - f_before)
+        before, f_before = x, f
+        x = following if low < following < high else 0.5 * (low + high)
     return math.sqrt(x)
+
+
+def _quantile(k: float, dof: float, share: float) -> float:
+    """Quantile of χ²_k (scale known) or of k F(k, dof) (scale estimated)."""
+    if dof > _KNOWN_ABOVE_DOF:
+        return float(chdtri(k, 1.0 - share))
+    return k * float(fdtri(k, dof, share))
 
 
 def effective_dof(total_trace: float, parts: list[tuple[float, float]]) -> float:

@@ -419,7 +419,8 @@ def _plausible_orders(fixed: Array, moving: Array, tolerance_mm: float) -> set[t
         return float(np.linalg.norm(np.cross(moving[t[1]] - moving[t[0]], moving[t[2]] - moving[t[0]])))
 
     triangles: list[tuple[int, ...]] = list(combinations(range(n), 3))
-    anchor = list(max(triangles, key=area))
+    widest = max(triangles, key=area)
+    anchor = list(widest)
     sides = np.array([np.linalg.norm(moving[anchor[a]] - moving[anchor[b]]) for a, b in ((0, 1), (1, 2), (2, 0))])
     distances = np.linalg.norm(fixed[:, None] - fixed[None], axis=2)
     triples = np.array(list(permutations(range(n), 3)))
