@@ -118,13 +118,24 @@ def build_scene(case: Case, generation: int | None = None) -> SceneModel:
 
 @dataclass(slots=True)
 class RenderCache:
-    """What one render thread keeps between frames: the rasterised 3-D surfaces and the last image with its mask."""
+    """What one render thread keeps between frames: rasterised 3-D surfaces, last pictures, last image with its mask.
 
+    All of it belongs to one scene; `use` empties it for another.
+    """
+
+    scene: SceneModel | None = None
     static: render3d.StaticView | None = None
     static_key: tuple[object, ...] = ()
-    image_key: tuple[str, int] = ("", -1)
+    pictures: dict[str, tuple[tuple[object, ...], NDArray[np.uint8], bool]] = field(default_factory=dict)
+    image_key: tuple[str, int, int] = ("", -1, -1)
     image: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((1, 1), np.uint8))
     mask: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((1, 1), np.uint8))
+
+    def use(self, scene: SceneModel) -> None:
+        """Forget everything that was made from another scene."""
+        if scene is not self.scene:
+            self.scene, self.static, self.static_key = scene, None, ()
+            self.pictures.clear()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -156,7 +167,8 @@ def render_panes(
 ) -> dict[str, PaneFrame]:
     """Pictures of the panes ``which`` (of ``A``, ``B``, ``C``, ``D``); panes without a size are left out.
 
-    Every array handed over is newly made, so nobody ever writes into a picture that is being shown.
+    Pictures are read-only and never written again, so nobody ever writes into one that is being shown; an unchanged
+    plane hands over the same array again.
 
     Raises
     ------
@@ -168,6 +180,7 @@ def render_panes(
             f"the pictures belong to case {scene.generation}, the numbers to case {snapshot.case_generation}"
         )
     cache = cache if cache is not None else RenderCache()
+    cache.use(scene)
     frames: dict[str, PaneFrame] = {}
     for key in sorted(which):
         width, height = view.sizes.get(key, (0, 0))
@@ -248,44 +261,30 @@ def _image_plane(image: TrackedImage) -> blend.ImagePlane:
 def _render_plane(
     pane: _Pane, scene: SceneModel, snapshot: NavigationSnapshot, view: ViewState, cache: RenderCache
 ) -> PaneFrame:
-    picture = reslice.reslice_plane(
-        scene.ct, pane.ras_from_pixel, pane.width, pane.height, view.window_hu, view.level_hu
-    )
+    image = snapshot.image if view.ultrasound_blend > 0.0 and view.layout != "plan" else None
+    plane = None if image is None else _image_plane(image)
+    coincides = False
+    if plane is not None:
+        angle, distance = blend.plane_difference(plane, pane.ras_from_pixel)
+        coincides = pane.fused or (angle <= COINCIDENT_DEG and distance <= COINCIDENT_MM)
+    picture, fused = _picture(pane, scene, view, image if coincides else None, cache)
     lines: list[Polyline] = []
     markers: list[Marker] = []
-    fused = False
-    image = snapshot.image
-    if image is not None and view.ultrasound_blend > 0.0 and not (view.layout == "plan" or pane.title in _TITLES):
-        plane = _image_plane(image)
-        angle, distance = blend.plane_difference(plane, pane.ras_from_pixel)
-        if pane.fused or (angle <= COINCIDENT_DEG and distance <= COINCIDENT_MM):
-            grey, mask = _grey(image, cache)
-            shown = blend.blend_image(
-                grey, image.ras_from_index, pane.ras_from_pixel, view.ultrasound_blend, picture, mask
-            )
-            fused = shown > 0
-        else:
-            trace = cut_quadrilateral(plane.corners_ras, pane.pixel_from_ras)
-            if trace is not None:
-                lines.append(Polyline("ultrasound", trace))
     if view.show_overlays:
         lines += _anatomy_lines(pane, scene)
+        if plane is not None and not coincides:
+            trace = cut_quadrilateral(plane.corners_ras, pane.pixel_from_ras)
+            lines += [Polyline("ultrasound", trace)] if trace is not None else []
         lines += _plan_lines(pane, snapshot)
         lines += _zone_lines(pane, snapshot, view)
         lines += _needle_lines(pane, snapshot)
         markers = _markers(pane, scene, snapshot, view)
-    else:
-        lines = []
-    picture.setflags(write=False)
     needle_shown = snapshot.needle.pose is not None and (pane.follows_needle or view.show_overlays)
-    arrival = snapshot.needle.arrival_ns if needle_shown else 0
-    if fused and image is not None:
-        arrival = max(arrival, image.arrival_ns)
     return PaneFrame(
         key=pane.key,
         image=picture,
         snapshot_sequence=snapshot.sequence,
-        arrival_ns=arrival,
+        arrival_ns=snapshot.needle.arrival_ns if needle_shown else 0,
         polylines=tuple(lines),
         markers=tuple(markers),
         ras_from_pixel=pane.ras_from_pixel,
@@ -298,8 +297,35 @@ def _render_plane(
     )
 
 
+def _picture(
+    pane: _Pane, scene: SceneModel, view: ViewState, image: TrackedImage | None, cache: RenderCache
+) -> tuple[NDArray[np.uint8], bool]:
+    """The pane's pixels (read-only), and whether the ultrasound is in them; the last ones while nothing changed.
+
+    So a plane that stands (no needle, or the fused plane between two images of a slower probe) costs nothing.
+    """
+    key = (
+        pane.ras_from_pixel.tobytes(), pane.width, pane.height, view.window_hu, view.level_hu,
+        None if image is None else (image.device, image.sequence, image.acquired_ns, view.ultrasound_blend),
+    )  # fmt: skip
+    last = cache.pictures.get(pane.key)
+    if last is not None and last[0] == key:
+        return last[1], last[2]
+    picture = reslice.reslice_plane(
+        scene.ct, pane.ras_from_pixel, pane.width, pane.height, view.window_hu, view.level_hu
+    )
+    fused = False
+    if image is not None:
+        grey, mask = _grey(image, cache)
+        ratio = view.ultrasound_blend
+        fused = blend.blend_image(grey, image.ras_from_index, pane.ras_from_pixel, ratio, picture, mask) > 0
+    picture.setflags(write=False)
+    cache.pictures[pane.key] = (key, picture, fused)
+    return picture, fused
+
+
 def _grey(image: TrackedImage, cache: RenderCache) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    key = (image.device, image.sequence)
+    key = (image.device, image.sequence, image.acquired_ns)
     if cache.image_key != key:
         cache.image = blend.grey_plane(image.array)
         cache.mask = blend.image_mask(cache.image)
@@ -421,7 +447,7 @@ def _render_3d(
 ) -> PaneFrame:
     pan = (view.pan_mm or {}).get("D", (0.0, 0.0))
     key = (
-        id(scene), width, height, view.camera_azimuth_deg, view.camera_elevation_deg, view.camera_zoom, pan,
+        width, height, view.camera_azimuth_deg, view.camera_elevation_deg, view.camera_zoom, pan,
     )  # fmt: skip
     if cache.static is None or cache.static_key != key:
         axes = render3d.camera_axes(view.camera_azimuth_deg, view.camera_elevation_deg)

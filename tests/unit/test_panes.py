@@ -257,7 +257,7 @@ def test_ultrasound_is_blended_only_near_its_plane(scene: SceneModel) -> None:
     same = render_panes(scene, replace(make_snapshot(), image=ultrasound()), VIEW, ALL)
     assert same["A"].ultrasound_shown
     assert same["A"].ultrasound_age_ms == pytest.approx(80.0)
-    assert same["A"].arrival_ns == 150_000_000
+    assert same["A"].arrival_ns == 90  # the needle's pose; the image has its own age
     before, after = plain["A"].image[100, 60], same["A"].image[100, 60]
     assert int(after) == pytest.approx((int(before) + 250) / 2, abs=1)
     assert np.array_equal(plain["A"].image[:15], same["A"].image[:15])  # outside the image: untouched
@@ -306,6 +306,32 @@ def test_pictures_are_new_and_read_only(scene: SceneModel) -> None:
         assert not np.array_equal(frame.image, second[key].image)
         with pytest.raises(ValueError, match="read-only"):
             frame.image[0, 0] = 1
+
+
+def test_an_unchanged_plane_is_not_made_again(scene: SceneModel) -> None:
+    """The fused plane between two images: same pixels, while the needle on it moves on."""
+    cache = RenderCache()
+    view = replace(VIEW, layout="ultrasound")
+    snapshot = replace(make_snapshot(), image=ultrasound())
+    a = render_panes(scene, snapshot, view, {"A"}, cache)["A"]
+    moved = replace(snapshot, needle=needle(TIP + 3.0 * DIRECTION, DIRECTION), sequence=8)
+    b = render_panes(scene, moved, view, {"A"}, cache)["A"]
+    assert b.image is a.image
+    assert b.ultrasound_shown
+    assert marker(a, "tip") != marker(b, "tip")
+    assert snapshot.image is not None
+    brighter = replace(snapshot.image, array=snapshot.image.array // 2, sequence=4)
+    for changed_snapshot, changed_view in (
+        (replace(moved, image=brighter), view),
+        (moved, replace(view, level_hu=90.0)),
+        (moved, replace(view, ultrasound_blend=0.7)),
+    ):
+        c = render_panes(scene, changed_snapshot, changed_view, {"A"}, cache)["A"]
+        assert not np.array_equal(c.image, a.image)
+        assert np.array_equal(c.image, render_panes(scene, changed_snapshot, changed_view, {"A"})["A"].image)
+    other = replace(scene, ct=Volume.of(scene.ct.array // 2, scene.ct.ras_from_index))
+    d = render_panes(other, moved, view, {"A"}, cache)["A"]
+    assert not np.array_equal(d.image, a.image)
 
 
 def test_camera_change_redraws_the_surfaces(scene: SceneModel) -> None:
