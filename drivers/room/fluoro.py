@@ -182,8 +182,9 @@ KERNELS = (
 class FluoroSimulator:
     """Draws the scanner's slice at any time of a script."""
 
-    def __init__(self, patient: PatientModel, setup: RoomSetup) -> None:
+    def __init__(self, patient: PatientModel, setup: RoomSetup, size: int = SIZE) -> None:
         self.setup = setup
+        self.size = size
         self._field = patient.breathing(setup.simulation.breathing_mm)
         hu = np.array(patient.clean.array, dtype=np.int16, order="C")
         hu.setflags(write=False)
@@ -194,17 +195,17 @@ class FluoroSimulator:
         corners = patient.clean.corners_ras()
         self._middle = 0.5 * (corners.min(axis=0) + corners.max(axis=0))
         self._low_z, self._high_z = float(corners[:, 2].min()) + SLICE_MM, float(corners[:, 2].max()) - SLICE_MM
-        self.pitch_mm = float(np.ptp(corners, axis=0)[:2].max()) / SIZE
+        self.pitch_mm = float(np.ptp(corners, axis=0)[:2].max()) / size
         rng = np.random.default_rng([setup.simulation.patient_seed, 0x0F])
         noise = rng.standard_normal((_NOISE_TILE, _NOISE_TILE), dtype=np.float32)
         grain = np.asarray(cv2.GaussianBlur(noise, (0, 0), 0.8, borderType=cv2.BORDER_REFLECT), dtype=np.float32)
         grain -= grain.mean()
         self._noise = np.ascontiguousarray(grain * np.float32(setup.simulation.fluoro_noise_hu / float(grain.std())))
-        self._slice = np.zeros((SIZE, SIZE), dtype=np.float32)
+        self._slice = np.zeros((size, size), dtype=np.float32)
 
     def ras_from_index(self, z_mm: float) -> NDArray[np.float64]:
         """(4, 4) of the slice at a height: columns run to the patient's left, rows to the back."""
-        half = self.pitch_mm * (SIZE - 1) / 2.0
+        half = self.pitch_mm * (self.size - 1) / 2.0
         m = np.diag([-self.pitch_mm, -self.pitch_mm, SLICE_MM, 1.0])
         m[:3, 3] = self._middle[0] + half, self._middle[1] + half, z_mm
         return m

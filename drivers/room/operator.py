@@ -27,7 +27,7 @@ from nav.runtime.events import (
     StartGuidance,
 )
 
-__all__ = ["FACE_COLUMN", "FACE_ROW", "MIN_DURATION_S", "Phase", "Script", "ScriptEvent"]
+__all__ = ["FACE_COLUMN", "FACE_ROW", "MIN_DURATION_S", "Phase", "Script", "ScriptEvent", "face_from_probe"]
 
 F64 = NDArray[np.float64]
 
@@ -107,6 +107,13 @@ def _frames(points: F64, axes: F64, near_x: F64) -> F64:
     out[:, :3, 0], out[:, :3, 1], out[:, :3, 2], out[:, :3, 3] = x, np.cross(axes, x), axes, points
     out[:, 3, 3] = 1.0
     return out
+
+
+def face_from_probe(setup: RoomSetup) -> F64:
+    """(4, 4) from Probe to the probe's face: origin in its middle, +Z the middle beam, +X along the array."""
+    m = setup.probe_from_image
+    middle = m[:3, :3] @ np.array([FACE_COLUMN, FACE_ROW, 0.0]) + m[:3, 3]
+    return np.asarray(np.linalg.inv(look_along(middle, m[:3, 1], m[:3, 0])))
 
 
 class _Writer:
@@ -275,10 +282,7 @@ class Script:
         elevation = np.cross(beam, lateral)
         axes = np.cos(tilt)[:, None] * beam + np.sin(tilt)[:, None] * elevation
         face = _frames(contact + 0.5 * self._shake(2, times), axes, lateral)
-        m = self.setup.probe_from_image
-        x, z = unit(m[:3, 0]), unit(m[:3, 1])
-        in_probe = look_along(m[:3, :3] @ [FACE_COLUMN, FACE_ROW, 0.0] + m[:3, 3], z, x)
-        return np.asarray(face @ np.linalg.inv(in_probe))
+        return np.asarray(face @ face_from_probe(self.setup))
 
     def tools(self, t: F64) -> F64:
         """(n, 4, 4, 4) true ``ras_from_marker`` of Needle, Stylus, Probe, Reference (in this order) at times (n,)."""

@@ -16,7 +16,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from drivers.room.breathing import DIRECTION
-from drivers.room.geometry import RoomSetup
+from drivers.room.geometry import RoomError, RoomSetup
 from drivers.room.operator import FACE_COLUMN, FACE_ROW, Script
 from drivers.room.patient import PatientModel
 from nav.geometry.kernels import KernelSpec
@@ -101,7 +101,7 @@ def trace_beams(
     ly = m[1, 0] * cx + m[1, 1] * cy + m[1, 2] * cz
     lz = m[2, 0] * cx + m[2, 1] * cy + m[2, 2] * cz
     for b in range(beams):
-        angle = half_angle * (2.0 * b / (beams - 1) - 1.0)
+        angle = half_angle * (2.0 * b / max(beams - 1, 1) - 1.0)
         s, c = np.sin(angle), np.cos(angle)
         # Beam in RAS: origin on the array, direction.
         px = s * lateral[0] + c * axial[0]
@@ -139,16 +139,17 @@ def trace_beams(
                         fi = weight_from_ras[0, 0] * ex + weight_from_ras[0, 1] * ey + weight_from_ras[0, 2] * ez
                         fj = weight_from_ras[1, 0] * ex + weight_from_ras[1, 1] * ey + weight_from_ras[1, 2] * ez
                         fk = weight_from_ras[2, 0] * ex + weight_from_ras[2, 1] * ey + weight_from_ras[2, 2] * ez
-                        fi = min(max(fi + weight_from_ras[0, 3], 0.0), wi - 1.001)
-                        fj = min(max(fj + weight_from_ras[1, 3], 0.0), wj - 1.001)
-                        fk = min(max(fk + weight_from_ras[2, 3], 0.0), wk - 1.001)
+                        fi = min(max(fi + weight_from_ras[0, 3], 0.0), wi - 1.0)
+                        fj = min(max(fj + weight_from_ras[1, 3], 0.0), wj - 1.0)
+                        fk = min(max(fk + weight_from_ras[2, 3], 0.0), wk - 1.0)
                         i0, j0, k0 = int(fi), int(fj), int(fk)
+                        i1, j1, k1 = min(i0 + 1, wi - 1), min(j0 + 1, wj - 1), min(k0 + 1, wk - 1)
                         gi, gj, gk = fi - i0, fj - j0, fk - k0
-                        low = (weight[k0, j0, i0] * (1 - gi) + weight[k0, j0, i0 + 1] * gi) * (1 - gj) + (
-                            weight[k0, j0 + 1, i0] * (1 - gi) + weight[k0, j0 + 1, i0 + 1] * gi
+                        low = (weight[k0, j0, i0] * (1 - gi) + weight[k0, j0, i1] * gi) * (1 - gj) + (
+                            weight[k0, j1, i0] * (1 - gi) + weight[k0, j1, i1] * gi
                         ) * gj
-                        high = (weight[k0 + 1, j0, i0] * (1 - gi) + weight[k0 + 1, j0, i0 + 1] * gi) * (1 - gj) + (
-                            weight[k0 + 1, j0 + 1, i0] * (1 - gi) + weight[k0 + 1, j0 + 1, i0 + 1] * gi
+                        high = (weight[k1, j0, i0] * (1 - gi) + weight[k1, j0, i1] * gi) * (1 - gj) + (
+                            weight[k1, j1, i0] * (1 - gi) + weight[k1, j1, i1] * gi
                         ) * gj
                         w = low * (1 - gk) + high * gk
                         ux, uy, uz = w * motion[0], w * motion[1], w * motion[2]
@@ -256,10 +257,11 @@ def scan_convert(polar: Any, pixel: Any, beam: Any, sample: Any, out: Any) -> No
     """
     beams, samples = polar.shape
     for n in range(pixel.shape[0]):
-        b0, q0 = min(int(beam[n]), beams - 2), min(int(sample[n]), samples - 2)
+        b0, q0 = min(int(beam[n]), beams - 1), min(int(sample[n]), samples - 1)
+        b1, q1 = min(b0 + 1, beams - 1), min(q0 + 1, samples - 1)
         gb, gq = beam[n] - b0, sample[n] - q0
-        low = polar[b0, q0] * (1 - gq) + polar[b0, q0 + 1] * gq
-        high = polar[b0 + 1, q0] * (1 - gq) + polar[b0 + 1, q0 + 1] * gq
+        low = polar[b0, q0] * (1 - gq) + polar[b0, q1] * gq
+        high = polar[b1, q0] * (1 - gq) + polar[b1, q1] * gq
         out[pixel[n]] = np.uint8(low * (1 - gb) + high * gb)
 
 
@@ -296,8 +298,9 @@ KERNELS = (
 class UltrasoundSimulator:
     """Draws the probe's image at any time of a script."""
 
-    def __init__(self, patient: PatientModel, setup: RoomSetup) -> None:
+    def __init__(self, patient: PatientModel, setup: RoomSetup, beams: int = _BEAMS, samples: int = _SAMPLES) -> None:
         self.setup = setup
+        self.beams, self.samples = beams, samples
         self._field = patient.breathing(setup.simulation.breathing_mm)
         # In memory: the beams of every frame cross these pages anyway.
         hu = np.array(patient.clean.array, dtype=np.int16, order="C")
@@ -309,7 +312,7 @@ class UltrasoundSimulator:
         rng = np.random.default_rng([setup.simulation.patient_seed, 0x05])
         field = rng.standard_normal((_SPECKLE, _SPECKLE, _SPECKLE, 2), dtype=np.float32)
         self._speckle = np.clip(np.rint(field * 40.0), -127, 127).astype(np.int8)
-        self._real = np.zeros((_BEAMS, _SAMPLES), dtype=np.float32)
+        self._real = np.zeros((beams, samples), dtype=np.float32)
         self._imag = np.zeros_like(self._real)
         self._edge = np.zeros_like(self._real)
         self._polar = np.zeros_like(self._real)
@@ -320,8 +323,8 @@ class UltrasoundSimulator:
         face = m[:3, :3] @ np.array([FACE_COLUMN, FACE_ROW, 0.0]) + m[:3, 3]
         self._apex = face - ARRAY_RADIUS_MM * self._axial
         self._pixel, self._beam, self._sample = self._fan(float(np.linalg.norm(columns)), float(np.linalg.norm(rows)))
-        per_sample = setup.simulation.ultrasound_depth_mm / _SAMPLES
-        self._gain = (0.38 * np.exp(0.0060 * per_sample * np.arange(_SAMPLES))).astype(np.float32)
+        per_sample = setup.simulation.ultrasound_depth_mm / samples
+        self._gain = (0.38 * np.exp(0.0060 * per_sample * np.arange(samples))).astype(np.float32)
 
     def _fan(self, mm_column: float, mm_row: float) -> tuple[NDArray[np.int32], F32, F32]:
         """The pixels inside the fan, and where each lies among the beams."""
@@ -329,9 +332,9 @@ class UltrasoundSimulator:
         x = (column - FACE_COLUMN) * mm_column
         y = (row - FACE_ROW) * mm_row + ARRAY_RADIUS_MM
         angle, radius = np.arctan2(x, y), np.hypot(x, y) - ARRAY_RADIUS_MM
-        beam = (angle / HALF_ANGLE_RAD + 1.0) * 0.5 * (_BEAMS - 1)
-        sample = radius / self.setup.simulation.ultrasound_depth_mm * _SAMPLES - 0.5
-        inside = (beam >= 0) & (beam <= _BEAMS - 1) & (sample >= 0) & (sample <= _SAMPLES - 1)
+        beam = (angle / HALF_ANGLE_RAD + 1.0) * 0.5 * (self.beams - 1)
+        sample = radius / self.setup.simulation.ultrasound_depth_mm * self.samples - 0.5
+        inside = (beam >= 0) & (beam <= self.beams - 1) & (sample >= 0) & (sample <= self.samples - 1)
         return (
             np.flatnonzero(inside).astype(np.int32),
             beam[inside].astype(np.float32),
@@ -353,6 +356,8 @@ class UltrasoundSimulator:
         self, ras_from_probe: NDArray[np.float64], breath: float, needle: NDArray[np.float64] | None = None
     ) -> NDArray[np.uint8]:
         """(512, 512) uint8 for a probe pose (4, 4), a depth of breath (0..1) and a needle (tip, shaft point) RAS mm."""
+        if not np.isfinite(ras_from_probe).all() or not 0.0 <= breath <= 1.0:
+            raise RoomError(f"ultrasound: probe pose {ras_from_probe.tolist()} or breath {breath} is not usable")
         motion = breath * self._field.amplitude_mm * DIRECTION
         line = np.full((2, 3), np.nan) if needle is None else np.ascontiguousarray(needle)
         trace_beams(
