@@ -107,7 +107,7 @@ def stylesheet() -> str:
     QPushButton[role="primary"]:hover {{ background: #2E5673; }}
     QPushButton[role="primary"]:disabled {{ background: #141922; color: #5B6472; border-color: {p.BORDER}; }}
     QPushButton[role="tool"] {{ font-size: 11px; padding: 0; min-height: 44px; }}
-    QPushButton[role="step"] {{ text-align: left; padding-left: 10px; min-height: 42px; border: none;
+    QPushButton[role="step"] {{ text-align: left; padding-left: 10px; min-height: 44px; border: none;
                                 background: transparent; }}
     QPushButton[role="step"]:hover {{ background: #1E2632; }}
     QPushButton[role="step"]:checked {{ background: #24435A; font-weight: bold; }}

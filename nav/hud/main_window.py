@@ -90,6 +90,7 @@ class MainWindow(QWidget):
         self._snapshot: NavigationSnapshot | None = None
         self._presented_ns = 0
         self._readouts_ns = 0
+        self._depth_words = ""
         self._hover: tuple[str, float, float] | None = None
         self._held_keys: set[str] = set()
         self._case_generation: int | None = None
@@ -222,7 +223,6 @@ class MainWindow(QWidget):
         self._show_panes(state, now_ns)
         self.lamps.show_state(state, self._info())
         self.message.show_state(state, controller.notice_now(now_ns))
-        self.bullseye.show_state(state.bullseye)
         urgent = before is None or [r.value == "---" for r in before.readouts] != [
             r.value == "---" for r in state.readouts
         ]
@@ -231,6 +231,9 @@ class MainWindow(QWidget):
             self._readouts_ns = now_ns
             self._shown = state.shown
             self.readouts.show_readouts(state.readouts)
+            self._depth_words = state.bullseye.words
+        # The dots move with every pose; the words keep step with the number beside them.
+        self.bullseye.show_state(replace(state.bullseye, words=self._depth_words))
         self._show_buttons(state)
         self.setup.show_snapshot(snapshot)
 

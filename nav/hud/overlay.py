@@ -233,7 +233,13 @@ class Overlay(pg.GraphicsObject):  # type: ignore[misc]
             _banner(painter, w - 8.0, 8.0, self.decor.frozen_text, Level.INFO)
         if status.banner:
             top = 46.0 if self.decor.frozen_text else 8.0
-            _banner(painter, w - 8.0, top, status.banner, status.level)
+            if status.level is Level.INFO:
+                face, shade = font(13, bold=True), palette.STATUS[Level.INFO]
+                top = _clear_of_letter(face, status.banner, w, top)
+                _plate(painter, w - 8.0, top, f"{palette.GLYPH[Level.INFO]}  {status.banner}", face, shade, 1.0)
+            else:
+                top = _clear_of_letter(font(16, bold=True), status.banner, w, top)
+                _banner(painter, w - 8.0, top, status.banner, status.level)
         if status.freshness is Freshness.STALE:
             _frame_line(painter, view, level_colour(Level.MEDIUM), 5.0)
         elif lost:
@@ -302,6 +308,12 @@ def _plate(
     painter.setPen(colour(text_colour))
     painter.drawText(rect, Qt.AlignmentFlag.AlignCenter, text)
     return rect
+
+
+def _clear_of_letter(face: pg.QtGui.QFont, text: str, width: float, top: float) -> float:
+    """Move a banner of a narrow pane below the orientation letter in the middle of the upper edge."""
+    left = width - 44.0 - _metrics(face).horizontalAdvance(text)
+    return max(top, 40.0) if left < width / 2.0 + 30.0 else top
 
 
 def _banner(painter: QPainter, right: float, top: float, text: str, level: Level) -> None:

@@ -236,10 +236,10 @@ class PlanPage(Page):
         """Show crosshair, plan and paths."""
         ras = self.host.crosshair()
         set_text(self.where, "crosshair: not placed" if ras is None else f"crosshair: {point_text(ras)}")
-        self.target.setEnabled(ras is not None)
-        self.entry.setEnabled(ras is not None and self._target is not None)
         self._target = _point(snapshot.target_ras) if snapshot is not None else None
         self._entry = _point(snapshot.entry_ras) if snapshot is not None else None
+        self.target.setEnabled(ras is not None)
+        self.entry.setEnabled(ras is not None and self._target is not None)
         lines = [f"Target   {point_text(self._target)}" if self._target else "Target   not set"]
         lines.append(f"Entry     {point_text(self._entry)}" if self._entry else "Entry     not set")
         if self._target and self._entry:

@@ -79,7 +79,16 @@ def snapshot(now_ns: int = T0, **changes: Any) -> NavigationSnapshot:
         tools={},
         guidance=numbers(),
         zone=EllipsoidZone(
-            np.array([50.0, 52.0, 6.0]), np.array([0.0, 0.0, 1.0]), 22.0, 17.0, 0, "emprint", 100.0, 600.0, "chart", "IFU"
+            np.array([50.0, 52.0, 6.0]),
+            np.array([0.0, 0.0, 1.0]),
+            22.0,
+            17.0,
+            0,
+            "emprint",
+            100.0,
+            600.0,
+            "chart",
+            "IFU",
         ),
         margin=MarginResult(3.24, np.array([30.0, 10.0, 0.0]), 0.874, 1.1),
         uncertainty=TipUncertainty(np.eye(3), 1.31, 2.2, {"registration": 1.2}, True),
@@ -136,7 +145,9 @@ def setup_snapshot(now_ns: int = T0) -> NavigationSnapshot:
     )
     return blanked(
         snapshot(now_ns),
-        GateReason("registration_missing", GateState.BLANK, "Not registered to the CT. Collect the landmarks and apply"),
+        GateReason(
+            "registration_missing", GateState.BLANK, "Not registered to the CT. Collect the landmarks and apply"
+        ),
         GateReason("not_started", GateState.BLANK, "Guidance has not been started."),
         registration=None,
         setup=SetupState(
@@ -238,6 +249,7 @@ class FakeSession:
         )
 
     def zone_size(self, name: str, power_w: float, time_s: float) -> ZoneSize:
+        self.calls.append(("zone_size", name, power_w, time_s))
         if time_s > 590:
             raise ValueError(f"{name}: {time_s:g} s lies outside the chart (150 to 590 s)")
         return ZoneSize(30.0 + time_s / 60.0, 26.0 + time_s / 60.0, "ex vivo chart")
