@@ -34,7 +34,7 @@ def _ellipse_margin(z, rho, a, b):  # type: ignore[no-untyped-def]
         e0, e1, y0, y1 = a, b, z, rho
     else:
         e0, e1, y0, y1 = b, a, rho, z
-    if y1 <= 1e-12 * e1:
+    if y1 <= 1e-15 * e1:
         # On the major axis the foot point leaves the vertex where the curvature's centre is passed. Points this close
         # to the axis would start the iteration at its pole.
         numerator = e0 * y0
@@ -49,19 +49,21 @@ def _ellipse_margin(z, rho, a, b):  # type: ignore[no-untyped-def]
         z0 = y0 / e0
         z1 = y1 / e1
         r0 = (e0 / e1) * (e0 / e1)
-        s = max(z1 - 1.0, r0 * z0 - r0)
+        # Eberly's unknown plus 1, so that it keeps its precision near the major axis.
+        excess = (e0 - e1) * (e0 + e1) / (e1 * e1)
+        s = max(z1, r0 * z0 - excess)
         for _ in range(100):
-            p0 = r0 * z0 / (s + r0)
-            p1 = z1 / (s + 1.0)
+            p0 = r0 * z0 / (s + excess)
+            p1 = z1 / s
             g = p0 * p0 + p1 * p1 - 1.0
             if g <= 0.0:
                 break
-            step = 0.5 * g / (p0 * p0 / (s + r0) + p1 * p1 / (s + 1.0))
+            step = 0.5 * g / (p0 * p0 / (s + excess) + p1 * p1 / s)
             s += step
-            if step <= 1e-13 * (s + 1.0):
+            if step <= 1e-14 * s:
                 break
-        x0 = r0 * y0 / (s + r0)
-        x1 = y1 / (s + 1.0)
+        x0 = r0 * y0 / (s + excess)
+        x1 = y1 / s
         distance = math.sqrt((x0 - y0) * (x0 - y0) + (x1 - y1) * (x1 - y1))
     inside = (y0 / e0) * (y0 / e0) + (y1 / e1) * (y1 / e1) <= 1.0
     return distance if inside else -distance
