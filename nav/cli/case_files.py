@@ -80,7 +80,7 @@ class CaseFiles:
         """Every piece of every label, the largest first within its label."""
         labels = self._labels(path, progress)
         counts = np.bincount(np.asarray(labels.volume.array).ravel())
-        # A tumour is not the body: labels beyond a litre are left out of the choice, where splitting them takes seconds.
+        # A tumour is not the body: labels beyond a litre are left out; splitting those into pieces takes seconds.
         most = MAX_TUMOUR_ML * 1000.0 / labels.volume.voxel_volume_mm3
         values = [int(v) for v in np.flatnonzero(counts) if v and counts[v] <= most]
         if not values:

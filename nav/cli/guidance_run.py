@@ -60,7 +60,7 @@ def show_window(
     layout : str
         ``plan``, ``guide`` or ``ultrasound``; empty: as the case needs it.
     """
-    from nav.hud.app import create_application, grab
+    from nav.hud.app import create_application, grab_later, wait_for_pictures
     from nav.hud.event_loop import run_event_loop
     from nav.hud.main_window import MainWindow
     from nav.hud.panes import tip_panes
@@ -84,7 +84,7 @@ def show_window(
     def take(name: str) -> None:
         if out is not None:
             path = out / f"hud-{name}.png"
-            grab(window, str(path), session.screenshot_metadata())
+            grab_later(window, str(path), session.screenshot_metadata())
             taken.append(path)
 
     def beat() -> bool:
@@ -102,6 +102,7 @@ def show_window(
         window.stop()
         session.stop()
         window.close()
+        wait_for_pictures()
     return taken
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from PySide6.QtCore import QCoreApplication
+from PySide6.QtCore import QCoreApplication, QThreadPool
 from PySide6.QtGui import QImage
 from PySide6.QtWidgets import QApplication, QWidget
 
-__all__ = ["create_application", "grab"]
+__all__ = ["create_application", "grab", "grab_later", "wait_for_pictures"]
 
 
 def create_application(headless: bool) -> QApplication:
@@ -37,6 +37,18 @@ def create_application(headless: bool) -> QApplication:
     return QApplication(["ablation-nav"])
 
 
+def _picture(widget: QWidget, metadata: Mapping[str, str] | None) -> QImage:
+    image = widget.grab().toImage()
+    for key, value in (metadata or {}).items():
+        image.setText(key, value)
+    return image
+
+
+def _save(image: QImage, path: str) -> None:
+    if not image.save(path):
+        raise OSError(f"screenshot {path}: cannot be written; check that its folder exists and is writeable")
+
+
 def grab(widget: QWidget, path: str, metadata: Mapping[str, str] | None = None) -> None:
     """Write a PNG of a widget as it is on the screen, ``metadata`` in its text chunks.
 
@@ -45,11 +57,15 @@ def grab(widget: QWidget, path: str, metadata: Mapping[str, str] | None = None) 
     OSError
         When the file cannot be written.
     """
-    ratio = widget.devicePixelRatioF()
-    image = QImage(widget.size() * ratio, QImage.Format.Format_RGB32)
-    image.setDevicePixelRatio(ratio)
-    widget.render(image)
-    for key, value in (metadata or {}).items():
-        image.setText(key, value)
-    if not image.save(path):
-        raise OSError(f"screenshot {path}: cannot be written; check that its folder exists and is writeable")
+    _save(_picture(widget, metadata), path)
+
+
+def grab_later(widget: QWidget, path: str, metadata: Mapping[str, str] | None = None) -> None:
+    """Take the picture now and compress it beside the Qt thread, which goes on painting (see `wait_for_pictures`)."""
+    image = _picture(widget, metadata)
+    QThreadPool.globalInstance().start(lambda: _save(image, path))
+
+
+def wait_for_pictures() -> None:
+    """Wait until every picture of `grab_later` is written."""
+    QThreadPool.globalInstance().waitForDone()

@@ -74,7 +74,7 @@ class Live:
 
 
 @pytest.fixture
-def live(qtbot: object) -> Iterator[Live]:
+def live() -> Iterator[Live]:
     app = create_application(headless=True)
     config = simulated_room()
     sim = config.simulation
