@@ -81,33 +81,33 @@ def read_stamp():
 def run_pip(title, arguments, expected=0):
     """Run pip, show its progress on one line, keep its words in the log, and end with them when it fails."""
     terminal = sys.stdout.isatty()
-    seen, started, shown = 0, time.monotonic(), 0.0
+    seen, started, shown = 0, time.monotonic(), float("-inf")
     print("setup: " + title + " ...", flush=True)
     command = [VENV_PYTHON, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", *arguments]
     with open(LOG, "a", encoding="utf-8") as log:
         log.write("\n$ " + " ".join(command) + "\n")
-        process = subprocess.Popen(
+        with subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        for raw in process.stdout:
-            line = raw.decode(errors="replace").rstrip()
-            log.write(line + "\n")
-            now = time.monotonic()
-            found = re.match(r"(Collecting|Requirement already satisfied:) ([A-Za-z0-9_.-]+)", line)
-            text = ""
-            if found:
-                seen += 1
-                text = "fetching {}/{} {}".format(min(seen, expected), expected, found.group(2))
-            elif line.startswith("Installing collected packages"):
-                text = "unpacking {} packages, this takes up to a minute".format(line.count(",") + 1)
-            if not text or not expected:
-                continue
-            if terminal:
-                print("\r  {:<68} {:4.0f} s".format(text, now - started), end="", flush=True)
-            elif now - shown > 5.0 or text.startswith("unpacking"):
-                print("  {} ({:.0f} s)".format(text, now - started), flush=True)
-                shown = now
-        code = process.wait()
+        ) as process:
+            for raw in process.stdout:
+                line = raw.decode(errors="replace").rstrip()
+                log.write(line + "\n")
+                now = time.monotonic()
+                found = re.match(r"(Collecting|Requirement already satisfied:) ([A-Za-z0-9_.-]+)", line)
+                text = ""
+                if found:
+                    seen += 1
+                    text = "fetching {}/{} {}".format(min(seen, expected), expected, found.group(2))
+                elif line.startswith("Installing collected packages"):
+                    text = "unpacking {} packages, this takes up to a minute".format(line.count(",") + 1)
+                if not text or not expected:
+                    continue
+                if terminal:
+                    print("\r  {:<68} {:4.0f} s".format(text, now - started), end="", flush=True)
+                elif now - shown > 5.0 or text.startswith("unpacking"):
+                    print("  {} ({:.0f} s)".format(text, now - started), flush=True)
+                    shown = now
+        code = process.returncode
     if terminal and expected:
         print()
     if code != 0:
