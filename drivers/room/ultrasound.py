@@ -193,7 +193,8 @@ def trace_beams(
             elif value < 200.0:
                 scatter, loss = 0.46 - 0.43 * min(1.0, (value - 145.0) / 14.0), 0.003
             else:
-                scatter, loss = 0.3, 0.12 + 0.0006 * min(value - 200.0, 500.0)
+                # Cortical bone takes some 5 dB per mm on the way there and back again.
+                scatter, loss = 0.3, 0.01 + 1.1 * min(max(value - 220.0, 0.0) / 150.0, 1.0)
             amplitude = energy * scatter * 0.025
             ia = (int(x * per_pitch + 65536.0)) % n
             ja = (int(y * per_pitch + 65536.0)) % n
