@@ -194,7 +194,7 @@ def _capsule(start, end, radius_mm, mm_per_px, dash_mm, red, green, blue, colour
 @njit(nogil=True, cache=True, error_model="numpy", inline="always")
 def _layer(colour, y, x, facing, red, green, blue):  # type: ignore[no-untyped-def]
     """Blend one translucent layer over a pixel: faint where it faces the viewer, denser at the rim."""
-    alpha = 0.16 + 0.34 * (1.0 - facing) * (1.0 - facing)
+    alpha = 0.22 + 0.38 * (1.0 - facing) * (1.0 - facing)
     light = 0.55 + 0.45 * facing
     keep = 1.0 - alpha
     colour[y, x, 0] = np.uint8(int(colour[y, x, 0] * keep + red * light * alpha + 0.5))

@@ -226,7 +226,7 @@ def test_ellipsoid_layers_agree_with_twin(seed: int) -> None:
             for z in sorted(roots.real, reverse=True):  # back first
                 if z < static.depth[y, x]:
                     facing = min(abs(float((q + z * w) @ w)) / float(np.linalg.norm(w)), 1.0)
-                    alpha = 0.16 + 0.34 * (1 - facing) ** 2
+                    alpha = 0.22 + 0.38 * (1 - facing) ** 2
                     value = math.floor(value * (1 - alpha) + 200 * (0.55 + 0.45 * facing) * alpha + 0.5)
                     layers += 1
         assert picture[y, x, 0] == pytest.approx(value, abs=1.0)
