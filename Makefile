@@ -7,6 +7,9 @@ BIN    := .venv/bin
 # A Python that was named by hand decides; otherwise an environment that is there already is kept.
 CHOSEN := $(if $(filter file default,$(origin PYTHON)),0,1)
 
+# Scripts named play_* are sources to play, not measurements.
+BENCHMARKS = $(filter-out benchmarks/play_%,$(wildcard benchmarks/*.py)) $(wildcard benchmarks/hud/run*.py)
+
 .PHONY: help demo test setup lint bench clean
 .DEFAULT_GOAL := help
 
@@ -40,7 +43,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	$(BIN)/python -m benchmarks $(ARGS)
+	@for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
 
 clean:
 	rm -rf .venv .setup.lock build dist *.egg-info .numba_cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
