@@ -41,9 +41,10 @@ class RunLog:
     """Gathers ticks (compute thread) and paints (Qt thread) of one run."""
 
     builder: SummaryBuilder = field(default_factory=SummaryBuilder)
-    _tips: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+    _tips: dict[int, tuple[NDArray[np.float64], int]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _painted_ns: array[int] = field(default_factory=lambda: array("q"))
+    _acquired_ns: array[int] = field(default_factory=lambda: array("q"))
     _painted_tips: array[float] = field(default_factory=lambda: array("d"))
 
     def on_tick(self, snapshot: NavigationSnapshot) -> None:
@@ -52,7 +53,7 @@ class RunLog:
         if snapshot.guidance is None:
             return
         with self._lock:
-            self._tips[snapshot.sequence] = snapshot.guidance.tip_ras
+            self._tips[snapshot.sequence] = (snapshot.guidance.tip_ras, snapshot.needle.acquired_ns)
             if len(self._tips) > TIPS_KEPT:
                 del self._tips[next(iter(self._tips))]
 
@@ -62,21 +63,30 @@ class RunLog:
         if not arrival_ns:
             return
         with self._lock:
-            tip = self._tips.get(sequence)
-        if tip is not None:
+            found = self._tips.get(sequence)
+        if found is not None:
+            tip, acquired_ns = found
             self._painted_ns.append(painted_ns)
+            self._acquired_ns.append(acquired_ns)
             self._painted_tips.extend(tip.tolist())
 
     def compare(self, truth: Truth) -> None:
-        """Compare every painted tip with the true tip at the end of its paint, while the breath was held."""
+        """Compare every painted tip with the true tip at the end of its paint, while the breath was held.
+
+        It counts as at rest, or as advancing, when that phase lasted from the acquisition of the pose to the end of its
+        paint: the first pictures after a quick move show the end of that move.
+        """
         if not self._painted_ns:
             return
         times = np.array(self._painted_ns, dtype=np.int64)
         tips = np.array(self._painted_tips, dtype=np.float64).reshape(-1, 3)
         errors = np.linalg.norm(tips - truth.tips_ras(times), axis=1)
-        for time, error in zip(times.tolist(), errors.tolist(), strict=True):
-            if truth.breath_held(time):
-                self.builder.add_truth(error, at_rest={"rest": True, "advance": False}.get(truth.phase(time)))
+        for painted, acquired, error in zip(self._painted_ns, self._acquired_ns, errors.tolist(), strict=True):
+            if not (truth.breath_held(painted) and truth.breath_held(acquired)):
+                continue
+            phase = truth.phase(painted)
+            at_rest = {"rest": True, "advance": False}.get(phase) if truth.phase(acquired) == phase else None
+            self.builder.add_truth(error, at_rest=at_rest)
 
 
 def write_summary(
