@@ -6,7 +6,7 @@ import math
 
 from PySide6.QtCore import QPointF, QRectF, Qt
 from PySide6.QtGui import QPainter, QPaintEvent, QPen, QPolygonF
-from PySide6.QtWidgets import QSizePolicy, QWidget
+from PySide6.QtWidgets import QWidget
 
 from nav.hud import palette
 from nav.hud.hud_state import BullseyeState
@@ -34,8 +34,6 @@ class Bullseye(QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.setAccessibleName("bull's-eye")
-        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Fixed)
-        self.setFixedHeight(338)
         self.state = BullseyeState(False)
 
     def show_state(self, state: BullseyeState) -> None:
@@ -52,7 +50,7 @@ class Bullseye(QWidget):
         words_height = 30.0
         bar_width = 46.0
         side = min(self.width() - bar_width - 16.0, self.height() - words_height - 12.0)
-        centre = QPointF(8.0 + side / 2.0, 8.0 + side / 2.0)
+        centre = QPointF((self.width() - bar_width) / 2.0, 8.0 + side / 2.0)
         rim = side / 2.0 - 10.0
         self._paint_rings(painter, centre, rim)
         if self.state.shown:

@@ -38,6 +38,8 @@ class HelpOverlay(QWidget):
             text.setStyleSheet("border: none;")
             grid.addWidget(keys, n % rows, column)
             grid.addWidget(text, n % rows, column + 1)
+        grid.setColumnStretch(1, 1)
+        grid.setColumnStretch(3, 1)
         mouse = QGridLayout()
         mouse.setHorizontalSpacing(18)
         mouse.setVerticalSpacing(5)

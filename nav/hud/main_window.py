@@ -37,7 +37,7 @@ from nav.hud.paint_meter import PaintMeter
 from nav.hud.pane_frame import PaneFrame
 from nav.hud.pane_grid import PaneGrid
 from nav.hud.presentation import present
-from nav.hud.readouts import ReadoutPanel
+from nav.hud.readouts import GuideColumn, ReadoutPanel
 from nav.hud.session import HudSession
 from nav.hud.setup_panel import SetupPanel
 from nav.hud.tool_rail import ToolRail
@@ -116,14 +116,8 @@ class MainWindow(QWidget):
         self.readouts = ReadoutPanel()
         self.setup = SetupPanel(self.session, self.controller)
         self.message = MessageLine()
-        guide = QWidget()
-        column = QVBoxLayout(guide)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.setSpacing(4)
-        column.addWidget(self.bullseye)
-        column.addWidget(self.readouts, 1)
         self.side = QStackedWidget()
-        self.side.addWidget(guide)
+        self.side.addWidget(GuideColumn(self.bullseye, self.readouts))
         self.side.addWidget(self.setup)
         tabs = QHBoxLayout()
         tabs.setContentsMargins(0, 0, 0, 0)

@@ -260,8 +260,12 @@ class Overlay(pg.GraphicsObject):  # type: ignore[misc]
                 _plate(painter, x, y, letters[side], big, palette.TEXT, ax, ay)
         lines = [self.decor.hover_text] if self.decor.hover_text else []
         if frame.ras_from_pixel is not None:
-            offset = format_value(frame.plane_offset_mm, signed=True)
-            lines.append(f"{self.decor.window_text}   offset {offset} mm")
+            offset = f"offset {format_value(frame.plane_offset_mm, signed=True)} mm"
+            text = f"{self.decor.window_text}   {offset}"
+            if _metrics(font(11)).horizontalAdvance(text) + 20.0 < w / 2.0 - 20.0:
+                lines.append(text)
+            else:  # A narrow pane: the lower orientation letter needs its place.
+                lines += [offset, self.decor.window_text]
         if frame.ultrasound_shown and self.picture_shown:
             lines.insert(0, f"ultrasound {frame.ultrasound_age_ms:.0f} ms")
         y = h - 8.0

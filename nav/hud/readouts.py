@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from PySide6.QtCore import QRectF, Qt
-from PySide6.QtGui import QPainter, QPaintEvent
+from PySide6.QtGui import QPainter, QPaintEvent, QResizeEvent
 from PySide6.QtWidgets import QSizePolicy, QWidget
 
 from nav.hud import palette
+from nav.hud.bullseye import Bullseye
 from nav.hud.hud_state import Readout
 from nav.hud.look import brush, colour, font
 from nav.hud.numbers_text import BLANK
 from nav.hud.palette import Level
 
-__all__ = ["ReadoutPanel"]
+__all__ = ["GuideColumn", "ReadoutPanel"]
 
 _BIG, _SMALL = 126.0, 72.0
+#: Height of two big and five small rows, the smallest scale at which they can be read, and the bull's-eye's own height.
+_ALL = 2 * _BIG + 5 * _SMALL
+_SMALLEST = 0.7
+_BULLSEYE = 338.0
+_GAP = 4
 
 #: Colour of a number by its quality; a number is never filled, fills are for status.
 _NUMBER = {
@@ -25,6 +31,24 @@ _NUMBER = {
     Level.HIGH: "#F87171",
 }
 _GOOD = "#4ADE80"
+
+
+class GuideColumn(QWidget):
+    """Bull's-eye above, readouts below. On a low screen the bull's-eye gives way: no number is ever cut off."""
+
+    def __init__(self, bullseye: Bullseye, readouts: ReadoutPanel, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._bullseye, self._readouts = bullseye, readouts
+        bullseye.setParent(self)
+        readouts.setParent(self)
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """Share the height."""
+        super().resizeEvent(event)
+        width, height = self.width(), self.height()
+        upper = int(min(_BULLSEYE, max(height - _GAP - _SMALLEST * _ALL, 160.0)))
+        self._bullseye.setGeometry(0, 0, width, upper)
+        self._readouts.setGeometry(0, upper + _GAP, width, max(1, height - upper - _GAP))
 
 
 class ReadoutPanel(QWidget):
@@ -52,7 +76,7 @@ class ReadoutPanel(QWidget):
         painter.fillRect(self.rect(), brush(palette.PANEL))
         wanted = sum(_BIG if r.big else _SMALL for r in self.readouts)
         # A low screen gets lower rows; below 70 % nothing would be readable, so it is not made smaller than that.
-        scale = min(1.0, max(0.7, self.height() / wanted)) if wanted else 1.0
+        scale = min(1.0, max(_SMALLEST, self.height() / wanted)) if wanted else 1.0
         y = 0.0
         for readout in self.readouts:
             height = (_BIG if readout.big else _SMALL) * scale

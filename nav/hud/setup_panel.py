@@ -17,6 +17,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from nav.hud import palette
 from nav.hud.controller import Controller
 from nav.hud.file_work import FileWork
 from nav.hud.session import HudSession
@@ -79,7 +80,8 @@ class SetupPanel(QWidget):
             grid.addWidget(step, n % 4, n // 4)
         outer.addLayout(grid)
         line = QFrame()
-        line.setFrameShape(QFrame.Shape.HLine)
+        line.setFixedHeight(1)
+        line.setStyleSheet(f"background: {palette.BORDER};")
         outer.addWidget(line)
         makers: dict[str, Callable[[SetupPanel], Page]] = {
             "case": CasePage,

@@ -61,7 +61,7 @@ class LandmarksPage(Page):
         for column, width in ((1, 46), (2, 88), (3, 46)):
             header.setSectionResizeMode(column, QHeaderView.ResizeMode.Fixed)
             self.table.setColumnWidth(column, width)
-        self.table.setMinimumHeight(240)
+        self.table.setMinimumHeight(150)
         self.table.cellClicked.connect(self._cell)
         self.collect = button("Collect (L)", lambda: self.session.submit(CollectLandmark()), primary=True)
         self.clear = button("Clear", self._clear)
