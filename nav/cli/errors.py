@@ -35,13 +35,21 @@ class CommandError(Exception):
 #: Error types of the layers below by module. A module that was never imported cannot have raised, so nothing is
 #: imported to find out.
 _KNOWN: tuple[tuple[str, str, ExitCode], ...] = (
-    ("drivers.room.geometry", "RoomError", ExitCode.FAILED),
     ("nav.config.load", "ConfigError", ExitCode.CONFIGURATION),
+    ("nav.runtime.plugins", "DriverNotFoundError", ExitCode.CONFIGURATION),
+    ("nav.ablation.applicators", "ChartRangeError", ExitCode.CONFIGURATION),
+    ("nav.io.errors", "InputFileError", ExitCode.INPUT),
     ("nav.geometry.frames", "FrameNameError", ExitCode.INPUT),
     ("nav.geometry.rigid", "NotRigidError", ExitCode.INPUT),
     ("nav.geometry.volume", "VolumeError", ExitCode.INPUT),
-    ("nav.io.errors", "InputFileError", ExitCode.INPUT),
     ("nav.registration.landmarks", "RegistrationError", ExitCode.INPUT),
+    ("nav.ablation.tumour", "TumourError", ExitCode.INPUT),
+    ("nav.guidance.compute", "PlanError", ExitCode.INPUT),
+    ("nav.runtime.recording", "RecordingError", ExitCode.INPUT),
+    ("nav.runtime.recorder", "RecorderError", ExitCode.FAILED),
+    ("nav.runtime.warmup", "WarmUpError", ExitCode.ENVIRONMENT),
+    ("drivers.openigtlink.wire", "WireError", ExitCode.CONNECTION),
+    ("drivers.room.geometry", "RoomError", ExitCode.INPUT),
 )
 
 _CONNECTION_ERRNOS = {
@@ -75,7 +83,7 @@ def exit_code_of(error: BaseException) -> ExitCode:
 def message_of(error: BaseException) -> str:
     """The text for the person, without a traceback."""
     code = exit_code_of(error)
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, OSError) and type(error).__module__ == "builtins" and error.strerror:
         place = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{place}"
     if code is ExitCode.ENVIRONMENT and isinstance(error, ImportError):

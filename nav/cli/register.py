@@ -67,7 +67,7 @@ def landmarks(
 
     from nav.io.itk_transform import write_itk_rigid
     from nav.io.markups import read_markups
-    from nav.registration.landmarks import RegistrationError, register_landmarks
+    from nav.registration.landmarks import register_landmarks
 
     point = _parse_point(target) if target else None
     files = {"fixed": read_markups(fixed), "moving": read_markups(moving)}
@@ -89,17 +89,14 @@ def landmarks(
         raise CommandError(
             f"--exclude {', '.join(unknown)}: no such paired landmark; there are {', '.join(labels)}", ExitCode.USAGE
         )
-    try:
-        result = register_landmarks(
-            np.array([marks["fixed"][label] for label in labels]),
-            np.array([marks["moving"][label] for label in labels]),
-            name=name,
-            labels=labels,
-            used=[label not in (exclude or []) for label in labels],
-            prior_rms_mm=prior_rms_mm,
-        )
-    except RegistrationError as error:
-        raise CommandError(str(error), ExitCode.INPUT) from None
+    result = register_landmarks(
+        np.array([marks["fixed"][label] for label in labels]),
+        np.array([marks["moving"][label] for label in labels]),
+        name=name,
+        labels=labels,
+        used=[label not in (exclude or []) for label in labels],
+        prior_rms_mm=prior_rms_mm,
+    )
     write_itk_rigid(out, result.transform)
     report = landmarks_report(result, point)
     report["unpaired"] = unpaired

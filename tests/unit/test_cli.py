@@ -189,3 +189,12 @@ def test_read_only_installation_gets_a_kernel_cache(monkeypatch: pytest.MonkeyPa
     prepare()
     assert os.environ["NUMBA_CACHE_DIR"] == str(tmp_path / "ablation-nav" / "kernels")
     monkeypatch.delenv("NUMBA_CACHE_DIR")
+
+
+def test_every_error_with_a_code_of_its_own_exists() -> None:
+    from importlib import import_module
+
+    from nav.cli.errors import _KNOWN
+
+    for module, name, _ in _KNOWN:
+        assert issubclass(getattr(import_module(module), name), Exception)
