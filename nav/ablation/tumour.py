@@ -28,6 +28,7 @@ Array = NDArray[np.float64]
 _MAX_SURFACE_POINTS = 4000
 _MAX_VOLUME_POINTS = 60_000
 _MAX_FACES = 16_000
+_MAX_GRID_POINTS = 4_000_000
 #: Smoothing in mean voxel edges. Measured on voxelised spheres of 3 to 12 mm radius, 1 × 1 × 1 to 0.7 × 0.7 × 2.5 mm
 #: voxels: the minimum margin is then 0.05 to 0.2 mm too small (with 0.7: up to 0.7 mm, stair steps of the voxels).
 #: The price: bumps narrower than about two voxels are flattened.
@@ -359,37 +360,48 @@ def _surface_field(
     )
     signed = ndimage.gaussian_filter(signed, sigma_mm / spacing[::-1], mode="nearest")
 
-    # Isotropic grid along RAS, fine enough for the surface and coarse enough for the face budget.
+    # Isotropic grid along RAS: fine enough for the surface, coarse enough for the budgets of faces and grid points.
     equal_radius = (3.0 * volume_mm3 / (4.0 * math.pi)) ** (1.0 / 3.0)
-    area = 4.0 * math.pi * equal_radius**2
-    pitch = min(max(0.5, math.sqrt(2.6 * area / _MAX_FACES)), max(0.5 * equal_radius, 0.1))
-    pitch = min(pitch, max(float(spacing.min()), 0.5 * pitch))
+    pitch = max(0.5, math.sqrt(2.6 * 4.0 * math.pi * equal_radius**2 / _MAX_FACES))
+    pitch = min(pitch, max(0.5 * equal_radius, 0.1), max(float(spacing.min()), 0.5 * pitch))
     corners = mask.to_ras(
         np.array([[i, j, k] for i in (0, shape[2] - 1) for j in (0, shape[1] - 1) for k in (0, shape[0] - 1)])
         + low[::-1]
     )
-    origin = corners.min(axis=0)
-    counts = np.ceil((corners.max(axis=0) - origin) / pitch).astype(int) + 1
-    k, j, i = np.indices(counts[::-1])
-    ras = np.stack([i, j, k], axis=-1).reshape(-1, 3) * pitch + origin
-    at = (mask.to_index(ras) - low[::-1])[:, ::-1].T
-    grid = ndimage.map_coordinates(signed, at, order=3, mode="nearest").reshape(counts[::-1])
+    origin, extent = corners.min(axis=0), np.ptp(corners, axis=0)
+    pitch = max(pitch, float((extent.prod() / _MAX_GRID_POINTS) ** (1.0 / 3.0)))
+    for _ in range(3):
+        counts = np.ceil(extent / pitch).astype(int) + 1
+        k, j, i = np.indices(counts[::-1])
+        ras = np.stack([i, j, k], axis=-1).reshape(-1, 3) * pitch + origin
+        at = (mask.to_index(ras) - low[::-1])[:, ::-1].T
+        grid = ndimage.map_coordinates(signed, at, order=3, mode="nearest").reshape(counts[::-1])
+        surface, level = _surface_of_volume(grid, origin, pitch, volume_mm3)
+        # A lobed or hollow tumour has far more surface than a ball of its volume.
+        excess = len(surface[1]) / _MAX_FACES
+        if excess < 1.5:
+            break
+        pitch *= math.sqrt(excess)
+    return surface, grid - level, origin, pitch
 
-    def enclosed(level: float) -> tuple[float, tuple[Array, NDArray[np.int32]]]:
-        found = _march(grid - level, origin, pitch)
-        return _mesh_volume(*found), found
 
-    # The level that encloses the mask's own volume: by counting grid points, then refined on the mesh (secant).
+def _surface_of_volume(
+    grid: Array, origin: Array, pitch: float, volume_mm3: float
+) -> tuple[tuple[Array, NDArray[np.int32]], float]:
+    """The level set of ``grid`` that encloses ``volume_mm3``, and its level: by counting, then by secant."""
     rank = min(max(round(volume_mm3 / pitch**3), 1), grid.size - 1)
     a = float(np.partition(grid, rank, axis=None)[rank])
-    va, surface = enclosed(a)
-    b = a + (volume_mm3 - va) / area
+    surface = _march(grid - a, origin, pitch)
+    va = _mesh_volume(*surface)
+    b = a + (volume_mm3 - va) / _mesh_area(*surface)
     for _ in range(6):
-        vb, surface = enclosed(b)
+        surface = _march(grid - b, origin, pitch)
+        vb = _mesh_volume(*surface)
         if abs(vb - volume_mm3) < 1e-3 * volume_mm3 or vb == va:
             break
-        a, b, va = b, b + (volume_mm3 - vb) * (b - a) / (vb - va), vb
-    return surface, grid - b, origin, pitch
+        step = (volume_mm3 - vb) * (b - a) / (vb - va)
+        a, b, va = b, b + min(max(step, -pitch), pitch), vb
+    return surface, b
 
 
 def _march(field_grid: Array, origin: Array, pitch: float) -> tuple[Array, NDArray[np.int32]]:
@@ -409,6 +421,12 @@ def _march(field_grid: Array, origin: Array, pitch: float) -> tuple[Array, NDArr
 def _mesh_volume(vertices: Array, faces: NDArray[np.int32]) -> float:
     p = vertices - vertices.mean(axis=0)
     return float(np.einsum("ij,ij->", p[faces[:, 0]], np.cross(p[faces[:, 1]], p[faces[:, 2]]))) / 6.0
+
+
+def _mesh_area(vertices: Array, faces: NDArray[np.int32]) -> float:
+    corners = vertices[faces]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    return 0.5 * float(np.linalg.norm(normals, axis=1).sum())
 
 
 def _longest_edge(vertices: Array, faces: NDArray[np.int32]) -> float:
