@@ -10,6 +10,7 @@ Source: OpenIGTLink protocol, https://github.com/openigtlink/OpenIGTLink/tree/ma
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -172,6 +173,13 @@ def fixed_text(text: str, size: int, what: str) -> bytes:
     return raw
 
 
+@functools.lru_cache(maxsize=256)
+def _type_name(raw: bytes) -> str:
+    """The type's name, padded with NUL (or blanks, by some senders); empty when it is none."""
+    name = raw.split(b"\0", 1)[0].rstrip(b" ")
+    return name.decode("ascii") if all(0x21 <= b <= 0x7E for b in name) else ""
+
+
 def parse_header(raw: bytes | bytearray | memoryview) -> Header:
     """Decode and check the first 58 bytes.
 
@@ -185,10 +193,7 @@ def parse_header(raw: bytes | bytearray | memoryview) -> Header:
     version, type_raw, name_raw, seconds, fraction, body_size, crc = _HEADER.unpack_from(raw)
     if version not in (1, 2):
         raise WireError("header version", offset=0, value=version, limit="1 or 2 (protocol 1 to 3)")
-    type_bytes = type_raw.split(b"\0", 1)[0]
-    if not type_bytes or any(not 0x21 <= b <= 0x7E for b in type_bytes.rstrip(b" ")):
-        raise WireError("message type", offset=2, value=bytes(type_raw), limit="1 to 12 printable ASCII characters")
-    type_name = type_bytes.decode("ascii").rstrip(" ")
+    type_name = _type_name(type_raw)
     if not type_name:
         raise WireError("message type", offset=2, value=bytes(type_raw), limit="1 to 12 printable ASCII characters")
     return Header(version, type_name, _text(name_raw), ns_from_stamp(seconds, fraction), body_size, crc)
