@@ -33,6 +33,7 @@ class FrameGraph:
         self._static: dict[frozenset[str], StaticEdge] = {}
         self._moving: dict[frozenset[str], PoseBuffer] = {}
         self._neighbours: dict[str, list[str]] = {}
+        self._paths: dict[tuple[str, str], tuple[TransformName, ...]] = {}
         self._lock = threading.RLock()
 
     def set_static(self, transform: Rigid, provenance: str, generation: int = 0) -> bool:
@@ -52,6 +53,7 @@ class FrameGraph:
         """Take a static edge away (no effect when absent)."""
         with self._lock:
             if self._static.pop(frozenset(name), None) is not None:
+                self._paths.clear()
                 self._neighbours[name.from_frame].remove(name.to_frame)
                 self._neighbours[name.to_frame].remove(name.from_frame)
 
@@ -83,6 +85,7 @@ class FrameGraph:
             return self._moving.get(frozenset(name))
 
     def _join(self, name: TransformName) -> None:
+        self._paths.clear()
         for a, b in ((name.from_frame, name.to_frame), (name.to_frame, name.from_frame)):
             near = self._neighbours.setdefault(a, [])
             if b not in near:
@@ -90,9 +93,12 @@ class FrameGraph:
 
     def path(self, to_frame: str, from_frame: str) -> tuple[TransformName, ...]:
         """The shortest chain, listed from ``to_frame`` towards ``from_frame``; `NoPoseYet` when none joins them."""
-        check_frame_name(to_frame)
-        check_frame_name(from_frame)
         with self._lock:
+            known_path = self._paths.get((to_frame, from_frame))
+            if known_path is not None:
+                return known_path
+            check_frame_name(to_frame)
+            check_frame_name(from_frame)
             previous: dict[str, str] = {to_frame: ""}
             queue = deque([to_frame])
             while queue and from_frame not in previous:
@@ -109,7 +115,8 @@ class FrameGraph:
             while frame != to_frame:
                 chain.append(TransformName(frame, previous[frame]))
                 frame = previous[frame]
-            return tuple(reversed(chain))
+            chain.reverse()
+            return self._paths.setdefault((to_frame, from_frame), tuple(chain))
 
     def moving_on_path(self, to_frame: str, from_frame: str) -> tuple[PoseBuffer, ...]:
         """The moving edges on the chain between two frames."""

@@ -89,6 +89,7 @@ class LandmarkWorkup:
         self.active = landmarks[0].name if landmarks else ""
         self.fit: LandmarkRegistration | None = None
         self.problem = ""
+        self._rows: tuple[LandmarkRow, ...] | None = None
 
     def names(self) -> tuple[str, ...]:
         """All landmark names in the order of the case."""
@@ -131,6 +132,7 @@ class LandmarkWorkup:
         self._refit()
 
     def _refit(self) -> None:
+        self._rows = None
         rows = [p for p in self._landmarks if p.name in self._touches]
         self.fit, self.problem = None, ""
         if sum(self._used[p.name] for p in rows) < 3:
@@ -152,7 +154,12 @@ class LandmarkWorkup:
             self.problem = self.fit.order_warning.text
 
     def rows(self) -> tuple[LandmarkRow, ...]:
-        """The table: one row per landmark of the case."""
+        """The table: one row per landmark of the case (made anew after a change only: every tick asks for it)."""
+        if self._rows is None:
+            self._rows = self._make_rows()
+        return self._rows
+
+    def _make_rows(self) -> tuple[LandmarkRow, ...]:
         residuals: dict[str, float] = {}
         if self.fit is not None:
             collected = [p.name for p in self._landmarks if p.name in self._touches]
