@@ -180,6 +180,8 @@ class _Tracker(_Device):
         script, begin = self.state.script, self.state.begin_ns
         assert script is not None
         lag = delays(self.setup.simulation, self.seed, 5, 0, len(script.events))
+        # One foot switch: a press never overtakes the one before it.
+        sent_s = np.maximum.accumulate(np.array([e.time_s for e in script.events]) + lag)
         device = str(self.job["footswitch"])
         for n, item in enumerate(script.events):
             at = begin + round(item.time_s * 1e9)
@@ -188,7 +190,7 @@ class _Tracker(_Device):
                 number += 1
                 heapq.heappush(
                     queue,
-                    (at + round(lag[n] * 1e9), number,
+                    (begin + round(float(sent_s[n]) * 1e9), number,
                      lambda text=text, at=at: self.server.publish_string(  # type: ignore[misc]
                          device, text, sender_ns=at + self.offset_ns), -1),
                 )  # fmt: skip

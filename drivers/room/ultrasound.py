@@ -86,7 +86,7 @@ def trace_beams(
     nk, nj, ni = hu.shape
     wk, wj, wi = weight.shape
     n = speckle.shape[0]
-    step = depth / samples
+    step = depth / max(samples, 1)
     moving = motion[0] != 0.0 or motion[1] != 0.0 or motion[2] != 0.0
     has_needle = not np.isnan(needle[0, 0])
     nx, ny, nz = needle[1, 0] - needle[0, 0], needle[1, 1] - needle[0, 1], needle[1, 2] - needle[0, 2]
@@ -203,7 +203,8 @@ def trace_beams(
             imag[b, q] = amplitude * speckle[ka, ja, ia, 1]
             edge[b, q] = energy * (abs(jump) * 9.0 + 2.2 * echo_needle)
             half = 0.5 * loss * step
-            energy *= (1.0 - min(0.97, 4.0 * jump * jump)) * (1.0 - half) / (1.0 + half) * (1.0 - 0.05 * echo_needle)
+            energy *= (1.0 - min(0.97, 4.0 * jump * jump)) * max(1.0 - half, 0.0) / (1.0 + half)
+            energy *= 1.0 - 0.05 * echo_needle
             if energy < 2e-4:
                 # Nothing comes back from here on: the shadow.
                 for rest in range(q + 1, samples):
