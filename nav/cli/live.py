@@ -104,8 +104,9 @@ class LiveSession(WindowSession):
     ) -> None:
         super().__init__(room, clock, live.compute, out=out)
         self._live = live
+        self._cases_taken = 0
         if case is not None:
-            self._show(case)
+            self._show(case, 0)
 
     def start(self) -> None:
         """Start drawing, computing and, last, receiving."""
@@ -128,8 +129,10 @@ class LiveSession(WindowSession):
         key = self._live.core.add_case(essentials)
         if self._live.recorder is not None:
             self._live.recorder.attach(case_attachment(key), essentials.to_bytes())
+        # The core counts its cases the same way, so the pictures of a case never meet the numbers of another.
+        self._cases_taken += 1
         self.submit(LoadCase(key))
-        self._show(case)
+        self._show(case, self._cases_taken)
 
 
 ROOM_ATTACHMENT = "room.json"

@@ -179,10 +179,13 @@ class WindowSession:
         """Show a new or changed case."""
         self._show(case)
 
-    def _show(self, case: Case) -> None:
+    def _show(self, case: Case, scene_generation: int | None = None) -> None:
+        """Show a case; with ``scene_generation`` only beside snapshots of that case (`NavigationSnapshot`)."""
+        scene = build_scene(case, scene_generation)
         self._case = case
         self._generation += 1
-        self.worker.set_scene(build_scene(case))
+        self._panes = {}
+        self.worker.set_scene(scene)
         i, j, k = case.ct.size
         spacing = " × ".join(f"{v:.2f}" for v in case.ct.spacing_mm)
         tumour_ml = 0.0
