@@ -69,7 +69,7 @@ def test_covariance_of_the_weighted_fit_agrees_with_monte_carlo() -> None:
     covariances = np.array([r @ r.T for r in roots])
     moving = moved(LANDMARKS)
     errors = []
-    for _ in range(2000):
+    for _ in range(1200):
         noise = np.array([r @ rng.normal(size=3) for r in roots])
         result = register_landmarks(
             LANDMARKS, moving + noise, name=NAME, labels=LABELS, moving_covariances=covariances, prior_rms_mm=1e-3
@@ -79,7 +79,7 @@ def test_covariance_of_the_weighted_fit_agrees_with_monte_carlo() -> None:
     # The covariances were given in the moving frame; the prediction is in RAS and knows the true scale here.
     w = 3.0 / np.trace(covariances, axis1=1, axis2=2)
     predicted = point_covariance(landmark_covariance(LANDMARKS, ROTATION @ covariances @ ROTATION.T, w), TARGET)
-    assert np.abs(measured - predicted).max() < 0.08 * np.trace(predicted)
+    assert np.abs(measured - predicted).max() < 0.1 * np.trace(predicted)
 
 
 def test_weights_move_the_fit_towards_the_better_landmarks() -> None:
