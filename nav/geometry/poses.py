@@ -7,13 +7,13 @@ than the stream's own limit. A lost tool is a `PoseSample` without a pose: no id
 from __future__ import annotations
 
 import bisect
+import math
 import threading
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from nav.geometry.frames import TransformName
 from nav.geometry.rigid import Rigid
@@ -139,12 +139,53 @@ def interpolate(a: Rigid, b: Rigid, fraction: float) -> Rigid:
         return a
     if fraction >= 1.0:
         return b
-    delta = Rotation.from_matrix(a.rotation.T @ b.rotation).as_rotvec()
-    m = np.eye(4)
-    m[:3, :3] = a.rotation @ Rotation.from_rotvec(fraction * delta).as_matrix()
+    m = np.empty((4, 4))
+    m[:3, :3] = _slerp(_quaternion(a.rotation.tolist()), _quaternion(b.rotation.tolist()), fraction)
     m[:3, 3] = (1.0 - fraction) * a.translation + fraction * b.translation
+    m[3] = (0.0, 0.0, 0.0, 1.0)
     m.setflags(write=False)
     return Rigid(a.name, m)
+
+
+_Quaternion = tuple[float, float, float, float]
+
+
+def _quaternion(r: list[list[float]]) -> _Quaternion:
+    """Unit quaternion (w, x, y, z) of a rotation matrix, by its largest component (Shepperd 1978).
+
+    Plain floats: on 3×3 matrices this takes a tenth of what array libraries take, and every lookup needs it.
+    """
+    (a, b, c), (d, e, f), (g, h, i) = r
+    trace = a + e + i
+    if trace >= max(a, e, i):
+        q = (1.0 + trace, h - f, c - g, d - b)
+    elif a >= max(e, i):
+        q = (h - f, 1.0 + a - e - i, b + d, c + g)
+    elif e >= i:
+        q = (c - g, b + d, 1.0 - a + e - i, f + h)
+    else:
+        q = (d - b, c + g, f + h, 1.0 - a - e + i)
+    n = math.sqrt(q[0] * q[0] + q[1] * q[1] + q[2] * q[2] + q[3] * q[3])
+    return (q[0] / n, q[1] / n, q[2] / n, q[3] / n)
+
+
+def _slerp(p: _Quaternion, q: _Quaternion, fraction: float) -> list[list[float]]:
+    """Rotation matrix on the shorter arc from ``p`` to ``q`` (Shoemake 1985)."""
+    dot = p[0] * q[0] + p[1] * q[1] + p[2] * q[2] + p[3] * q[3]
+    sign = -1.0 if dot < 0.0 else 1.0
+    angle = math.acos(min(1.0, abs(dot)))
+    if angle < 1e-6:
+        u, v = 1.0 - fraction, sign * fraction
+    else:
+        u = math.sin((1.0 - fraction) * angle) / math.sin(angle)
+        v = sign * math.sin(fraction * angle) / math.sin(angle)
+    w, x, y, z = (u * s + v * t for s, t in zip(p, q, strict=True))
+    n = 2.0 / (w * w + x * x + y * y + z * z)
+    return [
+        [1.0 - n * (y * y + z * z), n * (x * y - z * w), n * (x * z + y * w)],
+        [n * (x * y + z * w), 1.0 - n * (x * x + z * z), n * (y * z - x * w)],
+        [n * (x * z - y * w), n * (y * z + x * w), 1.0 - n * (x * x + y * y)],
+    ]
 
 
 class PoseBuffer:
@@ -163,9 +204,7 @@ class PoseBuffer:
         sender still lives is judged by its heartbeat, not here.
     """
 
-    def __init__(
-        self, name: TransformName, *, max_gap_ns: int, capacity: int = 4096, hold_last: bool = False
-    ) -> None:
+    def __init__(self, name: TransformName, *, max_gap_ns: int, capacity: int = 4096, hold_last: bool = False) -> None:
         if max_gap_ns <= 0 or capacity < 2:
             raise ValueError(f"{name}: max_gap_ns {max_gap_ns} and capacity {capacity} must be positive (capacity ≥ 2)")
         self.name = name
