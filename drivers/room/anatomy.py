@@ -254,30 +254,26 @@ def _grow(
     return segments
 
 
-def _paint_trunk(canvas: _Canvas) -> None:
-    """Skin, fat, muscle wall, belly fat, table; slice by slice."""
+def _paint_trunk(canvas: _Canvas) -> F32:
+    """Skin, fat, muscle wall, belly fat, table; slice by slice. Gives the depth (mm) beyond the wall's inner side."""
+    beyond_wall = np.empty_like(canvas.hu)
     x, y = np.meshgrid(canvas.axes[0].astype(np.float64), canvas.axes[1].astype(np.float64))
     for k, z in enumerate(canvas.axes[2]):
         depth, fat = _trunk(x, y, float(z))
         muscle, inner = depth - fat, depth - fat - 13.0
+        beyond_wall[k] = inner
         hu = canvas.hu[k]
         table = np.abs(y + _HALF_BACK + 12.0 - 0.0004 * x * x) - 5.0
-        shell = np.where(np.abs(table) < 1.2, 40.0, -900.0)
-        hu[(table < 1.2) & (np.abs(x) < 168.0)] = shell[(table < 1.2) & (np.abs(x) < 168.0)]
+        on_table = np.abs(x) < 168.0
+        foam = np.where(on_table, np.clip(0.5 - table / canvas.pitch, 0.0, 1.0), 0.0)
+        shell = np.where(on_table, np.clip(0.5 - (np.abs(table) - 1.3) / canvas.pitch, 0.0, 1.0), 0.0)
+        for cover_table, value in ((foam, -900.0), (shell, 220.0)):
+            hu += (cover_table * (value - hu)).astype(np.float32)
         for d, value in ((depth, 25.0), (depth - 2.0, -104.0), (muscle, 58.0), (inner, -96.0)):
             cover = np.clip(0.5 + d / canvas.pitch, 0.0, 1.0).astype(np.float32)
             hu += cover * (np.float32(value) - hu)
         canvas.labels[k][depth > 0.0] = Tissue.BODY
-
-
-def _inner_depth(canvas: _Canvas) -> F32:
-    """Depth (mm) beyond the inner side of the muscle wall, every voxel."""
-    x, y = np.meshgrid(canvas.axes[0].astype(np.float64), canvas.axes[1].astype(np.float64))
-    out = np.empty_like(canvas.hu)
-    for k, z in enumerate(canvas.axes[2]):
-        depth, fat = _trunk(x, y, float(z))
-        out[k] = depth - fat - 13.0
-    return out
+    return beyond_wall
 
 
 def _paint_organs(canvas: _Canvas, inner: F32) -> None:
@@ -351,7 +347,7 @@ def _paint_skeleton(canvas: _Canvas) -> None:
         half = np.array([25.0, 21.0, 15.0])
         canvas.paint(body - half, body + half, vertebra, 430.0, Tissue.SPINE)
         canvas.paint(body - half, body + half, marrow, 185.0, Tissue.SPINE)
-        arch = body + np.array([0.0, -31.0, -2.0])
+        arch = body + np.array([0.0, -26.5, -2.0])
         for side in (1.0, -1.0):
             pedicle = body + np.array([side * 12.0, -15.0, 2.0])
             lamina = pedicle + np.array([side * 3.0, -11.0, 0.0])
@@ -359,8 +355,8 @@ def _paint_skeleton(canvas: _Canvas) -> None:
             canvas.capsule(lamina, arch, 4.2, 4.0, 400.0, Tissue.SPINE)
             canvas.capsule(lamina, pedicle + np.array([side * 26.0, -14.0, 2.0]), 4.0, 3.4,
                            380.0, Tissue.SPINE)  # fmt: skip
-        canvas.capsule(arch, arch + np.array([0.0, -8.0, -9.0]), 4.2, 4.0, 400.0, Tissue.SPINE)
-    canvas.capsule(np.array([0, -74.0, -140.0]), np.array([0, -74.0, 140.0]), 6.5, 6.5, 32.0, Tissue.SPINE)
+        canvas.capsule(arch, arch + np.array([0.0, -1.5, -9.0]), 4.2, 4.0, 400.0, Tissue.SPINE)
+    canvas.capsule(np.array([0, -71.0, -140.0]), np.array([0, -71.0, 140.0]), 6.0, 6.0, 32.0, Tissue.SPINE)
     for side in (1.0, -1.0):
         for n in range(-3, 9):
             lateral = 68.0 - _RIB_PITCH * n + 54.0
@@ -464,8 +460,7 @@ def build_anatomy(parameters: PatientParameters) -> Anatomy:
     """Paint the patient (deterministic by ``parameters``; about 2 s of CPU at the default size)."""
     rng = np.random.default_rng([parameters.seed, 0xAB])
     canvas = _Canvas(parameters)
-    _paint_trunk(canvas)
-    inner = _inner_depth(canvas)
+    inner = _paint_trunk(canvas)
     _paint_organs(canvas, inner)
     _paint_bowel(canvas, rng)
     _paint_skeleton(canvas)

@@ -31,7 +31,7 @@ Examples:
 
 
 def room(
-    config: Annotated[Path | None, typer.Argument(metavar="[ROOM.toml]", help="Default: the built-in room.")] = None,
+    config: Annotated[Path | None, typer.Argument(metavar="ROOM.toml", help="Default: the built-in room.")] = None,
     duration: Annotated[float, typer.Option(help="Seconds of the procedure; 8 or more.")] = 3600.0,
     seed: Annotated[int | None, typer.Option(help="Seed of noise and operator; default: the room's.")] = None,
     truth: Annotated[Path | None, typer.Option(help="Ground truth to write (JSON lines).")] = None,
