@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from nav.guidance.compute import PlanError, compute_guidance
 from nav.guidance.gate import GateInputs, GateLimits, evaluate_gate
 from nav.guidance.health import StreamHealth
 from nav.guidance.numbers import GateState, GateVerdict, GuidanceNumbers, TipUncertainty
+from nav.guidance.uncertainty import stylus_touch_covariance
 from nav.registration.landmarks import LandmarkRegistration
 from nav.runtime.essentials import CaseEssentials
 from nav.runtime.events import (
@@ -242,7 +244,20 @@ class NavigationCore:
         frame = self.room.reference_frame
         newest = self.graph.newest_common_time(frame, tip)
         self._refuse_old(f"{tip} in {frame}", newest, now_ns, self._lost_limit_ns(frame, tip))
-        return average_tip(self.graph, frame, tip, until_ns=newest, dwell_s=dwell_s)
+        touch = average_tip(self.graph, frame, tip, until_ns=newest, dwell_s=dwell_s)
+        return replace(touch, covariance_mm2=self._touch_noise(frame, tip, newest, touch.samples))
+
+    def _touch_noise(self, frame: str, tip: str, time_ns: int, samples: int) -> NDArray[np.float64] | None:
+        """(3, 3) mm² of an averaged touch from the noise of both markers, by their lever arms at ``time_ns``."""
+        marker = next((c.frames.to_frame for c in self.room.calibrations if c.frames.from_frame == tip), None)
+        try:
+            reference_from_tip = self.graph.lookup(frame, tip, time_ns).pose
+            reference_from_marker = None if marker is None else self.graph.lookup(frame, marker, time_ns).pose
+        except PoseRefusal:
+            return None
+        return stylus_touch_covariance(
+            reference_from_tip, self.room.uncertainty, reference_from_marker=reference_from_marker, samples=samples
+        )
 
     def _apply_fit(self, now_ns: int) -> None:
         fit = self._workup.fit

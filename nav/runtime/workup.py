@@ -27,13 +27,17 @@ class TouchError(ValueError):
     """A touch that cannot be taken; the text is for the person."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Touch:
-    """A tool tip averaged over a dwell: mm in the reference frame, 3-D rms scatter, samples averaged."""
+    """A tool tip averaged over a dwell: mm in the reference frame, 3-D rms scatter, samples averaged.
+
+    ``covariance_mm2`` (3, 3) is that of the mean from tracker noise alone; None when it is not known.
+    """
 
     point: tuple[float, float, float]
     scatter_mm: float
     samples: int
+    covariance_mm2: NDArray[np.float64] | None = None
 
 
 def average_tip(graph: FrameGraph, frame: str, tip: str, *, until_ns: int, dwell_s: float) -> Touch:
@@ -145,6 +149,7 @@ class LandmarkWorkup:
                 name=self._name,
                 labels=[p.name for p in rows],
                 used=[self._used[p.name] for p in rows],
+                moving_covariances=self._covariances([self._touches[p.name] for p in rows]),
                 prior_rms_mm=float(np.hypot(sigma.landmark_rms_mm, sigma.ct_landmark_rms_mm)),
             )
         except RegistrationError as error:
@@ -152,6 +157,11 @@ class LandmarkWorkup:
             return
         if self.fit.order_warning is not None:
             self.problem = self.fit.order_warning.text
+
+    @staticmethod
+    def _covariances(touches: list[Touch]) -> NDArray[np.float64] | None:
+        known = [t.covariance_mm2 for t in touches if t.covariance_mm2 is not None]
+        return np.array(known) if len(known) == len(touches) else None
 
     def rows(self) -> tuple[LandmarkRow, ...]:
         """The table: one row per landmark of the case (made anew after a change only: every tick asks for it)."""
