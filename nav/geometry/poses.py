@@ -253,17 +253,14 @@ class PoseBuffer:
                 raise NoPoseYet(f"{self.name}: no pose received yet")
             if time_ns < times[0]:
                 raise TooOld(f"{self.name}: wanted {time_ns} ns, the oldest kept is {times[0]} ns")
-            if time_ns > times[-1] and self.hold_last and samples[-1].pose is not None:
-                held = samples[-1]
-                assert held.pose is not None
-                return TimedPose(held.pose, time_ns, held.arrival_ns, held.sequence)
-            if time_ns > times[-1]:
+            if self.hold_last:
+                before = after = samples[bisect.bisect_right(times, time_ns) - 1]
+            elif time_ns > times[-1]:
                 raise NotYet(f"{self.name}: wanted {time_ns} ns, the newest is {times[-1]} ns")
-            hi = bisect.bisect_left(times, time_ns)
-            after = samples[hi]
-            before = after if times[hi] == time_ns or self.hold_last else samples[hi - 1]
-            if self.hold_last and times[hi] != time_ns:
-                after = before = samples[hi - 1]
+            else:
+                hi = bisect.bisect_left(times, time_ns)
+                after = samples[hi]
+                before = after if times[hi] == time_ns else samples[hi - 1]
         if before.pose is None or after.pose is None:
             lost = before if before.pose is None else after
             raise ToolLost(f"{self.name}: {lost.status.value} at {lost.acquired_ns} ns, wanted {time_ns} ns")

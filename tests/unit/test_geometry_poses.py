@@ -94,6 +94,22 @@ def test_a_lost_tool_is_never_interpolated_across(wanted: int) -> None:
     assert buffer.at(30 * MS).pose == pose(0.0)
 
 
+def test_a_sender_that_sends_on_change_holds_its_sample_until_the_next() -> None:
+    buffer = PoseBuffer(NAME, max_gap_ns=50 * MS, hold_last=True)
+    for t, x in ((0, 1.0), (500, 2.0), (900, None)):
+        buffer.append(sample(t, x, t))
+    held = {t: buffer.at(t * MS).pose.translation[0] for t in (0, 1, 499, 500, 899)}
+    assert held == {0: 1.0, 1: 1.0, 499: 1.0, 500: 2.0, 899: 2.0}
+    assert buffer.at(899 * MS).arrival_ns == 505 * MS
+    with pytest.raises(TooOld):
+        buffer.at(-1)
+    for t in (900, 5000):  # what it said last is that it does not see the tool
+        with pytest.raises(ToolLost):
+            buffer.at(t * MS)
+    buffer.append(sample(6000, 3.0))
+    assert buffer.at(60_000 * MS).pose.translation[0] == 3.0
+
+
 def test_latest_gives_the_newest_as_received_or_refuses() -> None:
     buffer = filled((0, 0.0), (20, 10.0))
     assert buffer.latest(120 * MS, 100 * MS).pose == pose(10.0)
