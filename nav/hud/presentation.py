@@ -213,7 +213,10 @@ def _margin(trusted: NavigationSnapshot | None, numbers: Shown) -> Readout:
     value = numbers.settle("margin", margin.min_margin_mm)
     sigma = numbers.settle("margin_sigma", margin.sigma_mm)
     text = format_value(value, signed=True)
-    spread = f"\u00b1 {format_value(2.0 * sigma if sigma is not None else None)} (2\u03c3)"
+    # With an assumed registration its error is unknown: what is known is a lower bound, and no margin is called good.
+    known = trusted is not None and trusted.uncertainty is not None and trusted.uncertainty.calibrated
+    bound = "" if known else "at least "
+    spread = f"\u00b1 {bound}{format_value(2.0 * sigma if sigma is not None else None)} (2\u03c3)"
     basis = _TIER_LABEL.get(zone.tier, f"TIER {zone.tier}")
     if text == BLANK:
         return Readout("margin", title, BLANK, "mm", Level.OFF, "", big=True)
@@ -222,7 +225,7 @@ def _margin(trusted: NavigationSnapshot | None, numbers: Shown) -> Readout:
         level, glyph, word = Level.HIGH, GLYPH[Level.HIGH], "tumour outside zone"
     elif margin.min_margin_mm < _MARGIN_GOAL_MM:
         level, glyph, word = Level.MEDIUM, "\u25b2", f"below {_MARGIN_GOAL_MM:.0f} mm"
-    elif not margin.min_margin_mm - 2.0 * margin.sigma_mm >= 0.0:
+    elif not known or not margin.min_margin_mm - 2.0 * margin.sigma_mm >= 0.0:
         level, glyph, word = Level.MEDIUM, "\u25b2", "not certain"
     else:
         level, glyph, word = Level.OK, GLYPH[Level.OK], f"{_MARGIN_GOAL_MM:.0f} mm or more"
@@ -237,7 +240,13 @@ def _uncertainty(rms_mm: float | None, radius95_mm: float | None, calibrated: bo
     radius = format_value(numbers.settle("radius95", radius95_mm))
     if not calibrated:
         return Readout(
-            "uncertainty", title, format_value(value), "mm", Level.MEDIUM, f"95 %: {radius} mm \u00b7 assumed", "!"
+            "uncertainty",
+            title,
+            f"\u2265 {format_value(value)}",
+            "mm",
+            Level.MEDIUM,
+            "rests on assumptions: real error unknown",
+            "!",
         )
     return Readout("uncertainty", title, format_value(value), "mm", Level.OK, f"95 % within {radius} mm")
 

@@ -412,7 +412,11 @@ def test_uncalibrated_uncertainty_says_so() -> None:
     shown = snapshot(T0)
     assert shown.uncertainty is not None
     state = present(replace(shown, uncertainty=replace(shown.uncertainty, calibrated=False)), T0)
-    assert "assumed" in readout(state, "uncertainty").detail
+    assert readout(state, "uncertainty").value.startswith("\u2265")
+    assert "real error unknown" in readout(state, "uncertainty").detail
+    margin = readout(state, "margin")
+    assert "at least" in margin.detail
+    assert margin.level is not Level.OK
     assert readout(state, "uncertainty").level is Level.MEDIUM
 
 
