@@ -189,6 +189,7 @@ def measure(arguments: argparse.Namespace) -> int:
     from PySide6.QtCore import QTimer
 
     from drivers.room.patient import build_patient, patient_case
+    from nav.cli.guidance_run import SWITCH_INTERVAL_S
     from nav.cli.live import LiveSession, LiveStreams, essentials_of
     from nav.cli.progress import live_kernels
     from nav.config.load import load_toml, shipped_config
@@ -200,6 +201,7 @@ def measure(arguments: argparse.Namespace) -> int:
     from nav.runtime.plugins import make_source
     from nav.runtime.warmup import compilations_since_warm_up, warm_up
 
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     clock = SystemClock()
     room = load_toml(shipped_config("rooms", "simulated.toml"), RoomConfig)
     processes = None
@@ -244,12 +246,25 @@ def measure(arguments: argparse.Namespace) -> int:
         times = process.cpu_times()
         return float(times.user + times.system)
 
+    def by_thread() -> dict[str, float]:
+        names = {t.native_id: t.name for t in threading.enumerate()}
+        spent: dict[str, float] = {}
+        for thread in process.threads():
+            name = names.get(thread.id, "native")
+            spent[name] = spent.get(name, 0.0) + thread.user_time + thread.system_time
+        return spent
+
+    before: dict[str, float] = {}
+    after: dict[str, float] = {}
+
     def begin() -> None:
+        before.update(by_thread())
         marks.update(cpu=cpu_s(), start=time.monotonic(), rss=process.memory_info().rss)
         paints.counting = True
 
     def end() -> None:
         paints.counting = False
+        after.update(by_thread())
         marks.update(cpu_end=cpu_s(), end=time.monotonic(), rss_end=process.memory_info().rss)
         app.quit()
 
@@ -277,6 +292,7 @@ def measure(arguments: argparse.Namespace) -> int:
         "pose_age_at_paint_ms": _percentiles(ages),
         "frame_interval_ms": _percentiles(gaps),
         "cpu_cores": round((marks["cpu_end"] - marks["cpu"]) / seconds, 3),
+        "cores_by_thread": {n: round((t - before.get(n, 0.0)) / seconds, 3) for n, t in sorted(after.items())},
         "rss_growth_mb": round((marks["rss_end"] - marks["rss"]) / 1e6, 2),
         "compilations_after_warm_up": compilations_since_warm_up(),
         "load_average": os.getloadavg()[0],

@@ -9,15 +9,9 @@ from PySide6.QtGui import QBrush, QColor, QFont, QPen
 
 from nav.hud import palette
 from nav.hud.palette import Level
+from nav.hud.strokes import DASHES_PX
 
 __all__ = ["brush", "colour", "font", "halo_pen", "level_colour", "line_pen", "stylesheet"]
-
-_DASHES: dict[str, Qt.PenStyle | list[float]] = {
-    "solid": Qt.PenStyle.SolidLine,
-    "dash": [6.0, 4.0],
-    "dot": [1.5, 3.0],
-    "dashdot": [7.0, 3.0, 1.5, 3.0],
-}
 
 
 @cache
@@ -51,35 +45,28 @@ def font(pixels: int, *, bold: bool = False, mono: bool = False) -> QFont:
     return made
 
 
-def _pen(colour_name: str, width: float, dash: str, alpha: int = 255) -> QPen:
-    pen = QPen(colour(colour_name, alpha), width)
-    style = _DASHES[dash]
-    if isinstance(style, list):
-        pen.setDashPattern(style)
-    else:
-        pen.setStyle(style)
-    pen.setCapStyle(Qt.PenCapStyle.FlatCap)
-    pen.setJoinStyle(Qt.PenJoinStyle.RoundJoin)
-    return pen
-
-
 @cache
-def line_pen(style: str) -> QPen:
-    """Pen of an overlay style; `KeyError` for an unknown one."""
+def line_pen(style: str, *, dashed: bool = False) -> QPen:
+    """Pen of an overlay style; `KeyError` for an unknown one.
+
+    Solid, because pictures hand over their dashes as strokes (`nav.hud.strokes`), unless ``dashed`` asks for Qt's own.
+    """
     look = palette.LINES[style]
-    return _pen(look.colour, look.width_px, look.dash)
+    return _pen(colour(look.colour), look.width_px, look.dash if dashed else "solid", look.width_px)
 
 
 @cache
-def halo_pen(style: str) -> QPen:
+def halo_pen(style: str, *, dashed: bool = False) -> QPen:
     """The dark line underneath: 1 px wider on both sides, dashed alike."""
     look = palette.LINES[style]
-    pen = QPen(colour("#000000", 190), look.width_px + 2.0)
-    source = line_pen(style)
-    if source.style() is Qt.PenStyle.CustomDashLine:
-        # Dash lengths count in pen widths: scaled so that halo and line stay in step.
-        scale = look.width_px / (look.width_px + 2.0)
-        pen.setDashPattern([d * scale for d in source.dashPattern()])
+    return _pen(colour("#000000", 190), look.width_px + 2.0, look.dash if dashed else "solid", look.width_px + 2.0)
+
+
+def _pen(shade: QColor, width: float, dash: str, unit_px: float) -> QPen:
+    pen = QPen(shade, width)
+    if dash in DASHES_PX:
+        # Qt counts dashes in widths of the pen.
+        pen.setDashPattern([d / unit_px for d in DASHES_PX[dash]])
     pen.setCapStyle(Qt.PenCapStyle.FlatCap)
     pen.setJoinStyle(Qt.PenJoinStyle.RoundJoin)
     return pen

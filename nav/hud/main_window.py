@@ -15,6 +15,7 @@ from PySide6.QtGui import QCloseEvent, QKeyEvent, QKeySequence, QResizeEvent, QS
 from PySide6.QtWidgets import (
     QAbstractSpinBox,
     QHBoxLayout,
+    QLabel,
     QLineEdit,
     QPushButton,
     QStackedWidget,
@@ -22,18 +23,20 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from nav.hud import view_changes
+from nav.hud import palette, view_changes
 from nav.hud.actions import action_for_key
 from nav.hud.app import grab
 from nav.hud.bullseye import Bullseye
 from nav.hud.controller import Controller
 from nav.hud.help_overlay import HelpOverlay
-from nav.hud.hud_state import HudState
+from nav.hud.hud_state import BullseyeState, HudState
 from nav.hud.lamps import LampBar
 from nav.hud.look import stylesheet
 from nav.hud.message_line import MessageLine
+from nav.hud.numbers_text import BLANK
 from nav.hud.overlay import PaneDecor
 from nav.hud.paint_meter import PaintMeter
+from nav.hud.palette import Level
 from nav.hud.pane_frame import PaneFrame
 from nav.hud.pane_grid import PaneGrid
 from nav.hud.presentation import present
@@ -53,6 +56,7 @@ SIDE_WIDTH = 340
 TICK_MS = 8
 _PRESENT_EVERY_NS = 50_000_000
 _READOUT_EVERY_NS = 100_000_000
+_BULLSEYE_EVERY_NS = 30_000_000
 
 
 class MainWindow(QWidget):
@@ -90,6 +94,8 @@ class MainWindow(QWidget):
         self._snapshot: NavigationSnapshot | None = None
         self._presented_ns = 0
         self._readouts_ns = 0
+        self._bullseye_ns = 0
+        self._faulty = False
         self._depth_words = ""
         self._hover: tuple[str, float, float] | None = None
         self._held_keys: set[str] = set()
@@ -149,6 +155,13 @@ class MainWindow(QWidget):
         outer.addLayout(middle, 1)
         outer.addWidget(self.message)
         self.help = HelpOverlay(self)
+        self.fault = QLabel(self)
+        self.fault.setTextFormat(Qt.TextFormat.PlainText)
+        self.fault.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        self.fault.setWordWrap(True)
+        red = palette.STATUS[Level.HIGH]
+        self.fault.setStyleSheet(f"background: {palette.PANEL}; border: 6px solid {red}; font-size: 22px;")
+        self.fault.hide()
         self.show_side(1 if self.session.view().layout == "plan" else 0)
 
     def _connect(self) -> None:
@@ -180,7 +193,34 @@ class MainWindow(QWidget):
         self._timer.stop()
 
     def tick(self) -> None:
-        """Poll, derive, and repaint what differs."""
+        """Poll, derive, and repaint what differs.
+
+        A fault in here must not leave the last picture standing: it covers the panes and blanks the numbers until a
+        tick succeeds again.
+        """
+        try:
+            self._poll()
+        except Exception as error:
+            self._cover(f"DISPLAY FAULT\n\n{type(error).__name__}: {error}\n\nDo not navigate. Restart the program.")
+            if not self._faulty:
+                self._faulty = True
+                raise  # Once, so that it is printed (and fails a test).
+        else:
+            if self._faulty:
+                self._faulty = False
+                self.fault.hide()
+                self._shown = MappingProxyType({})
+
+    def _cover(self, text: str) -> None:
+        self.fault.setText(text)
+        self.fault.setGeometry(self.grid.geometry())
+        self.fault.show()
+        self.fault.raise_()
+        self.readouts.show_readouts(tuple(replace(r, value=BLANK, detail="") for r in self.readouts.readouts))
+        self.bullseye.show_state(BullseyeState(False))
+        self._presented_ns = self._readouts_ns = self._bullseye_ns = 0
+
+    def _poll(self) -> None:
         session = self.session
         now_ns = session.clock_now_ns()
         snapshot = session.latest_snapshot()
@@ -215,19 +255,19 @@ class MainWindow(QWidget):
         controller.acknowledged = state.acknowledged
         controller.standing = frozenset(a.code for a in state.alarms)
         self._show_panes(state, now_ns)
-        self.lamps.show_state(state, self._info())
         self.message.show_state(state, controller.notice_now(now_ns))
-        urgent = before is None or [r.value == "---" for r in before.readouts] != [
-            r.value == "---" for r in state.readouts
-        ]
+        urgent = before is None or _kind(before) != _kind(state)
         if urgent or abs(now_ns - self._readouts_ns) >= _READOUT_EVERY_NS:
             # Numbers change ten times a second at most; blanking never waits.
             self._readouts_ns = now_ns
             self._shown = state.shown
             self.readouts.show_readouts(state.readouts)
             self._depth_words = state.bullseye.words
-        # The dots move with every pose; the words keep step with the number beside them.
-        self.bullseye.show_state(replace(state.bullseye, words=self._depth_words))
+            self.lamps.show_state(state, self._info())
+        if urgent or abs(now_ns - self._bullseye_ns) >= _BULLSEYE_EVERY_NS:
+            # The dots move at 30 Hz; the words keep step with the number beside them.
+            self._bullseye_ns = now_ns
+            self.bullseye.show_state(replace(state.bullseye, words=self._depth_words))
         self._show_buttons(state)
         self.setup.show_snapshot(snapshot)
 
@@ -419,6 +459,13 @@ class MainWindow(QWidget):
         self.stop()
         self.setup.shut_down()
         super().closeEvent(event)
+
+
+def _kind(state: HudState) -> tuple[object, ...]:
+    """What must be seen at once when it changes: levels, flashing, and which numbers are blank."""
+    lamps = tuple((lamp.level, lamp.flashing) for lamp in state.lamps)
+    flash_on = state.flash_on or not any(lamp.flashing for lamp in state.lamps)
+    return (*lamps, flash_on, *(r.value == BLANK for r in state.readouts))
 
 
 def _key_name(event: QKeyEvent) -> str:

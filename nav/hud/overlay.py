@@ -20,6 +20,7 @@ from nav.hud.look import brush, colour, font, halo_pen, level_colour, line_pen
 from nav.hud.numbers_text import format_value
 from nav.hud.palette import Level
 from nav.hud.pane_frame import Marker, PaneFrame
+from nav.hud.strokes import strokes
 
 __all__ = ["Measure", "Overlay", "PaneDecor", "scale_bar_mm"]
 
@@ -82,14 +83,12 @@ class Overlay(pg.GraphicsObject):  # type: ignore[misc]
         self.frame = frame
         self._paths = []
         for line in frame.polylines:
-            n = len(line.points)
-            if n < 2 or line.style not in palette.LINES:
+            if len(line.points) < 2 or line.style not in palette.LINES:
                 continue
-            x, y = np.ascontiguousarray(line.points[:, 0]), np.ascontiguousarray(line.points[:, 1])
-            path = pg.arrayToQPath(x, y, connect="pairs" if line.segments else "all")
-            if line.closed and not line.segments:
-                path.closeSubpath()
-            self._paths.append((line.style, path))
+            pairs = strokes(line)
+            if len(pairs):
+                x, y = np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
+                self._paths.append((line.style, pg.arrayToQPath(x, y, connect="pairs")))
         self._pixel_from_ras = None
         if frame.ras_from_pixel is not None:
             self._pixel_from_ras = np.asarray(np.linalg.inv(frame.ras_from_pixel), dtype=np.float64)
@@ -146,10 +145,11 @@ class Overlay(pg.GraphicsObject):  # type: ignore[misc]
                 if not self.pose_allowed:
                     continue
                 if frozen and style == "needle":
-                    style = "projection"  # A frozen needle is drawn dotted: it is not where the needle is now.
-            painter.setPen(halo_pen(style))
+                    style = "needle_frozen"
+            own_dashes = style == "needle_frozen"
+            painter.setPen(halo_pen(style, dashed=own_dashes))
             painter.drawPath(path)
-            painter.setPen(line_pen(style))
+            painter.setPen(line_pen(style, dashed=own_dashes))
             painter.drawPath(path)
 
     def _paint_marker(self, painter: QPainter, marker: Marker) -> None:
@@ -203,13 +203,13 @@ class Overlay(pg.GraphicsObject):  # type: ignore[misc]
         if start is None:
             return
         a = QPointF(start[0], start[1])
-        painter.setPen(line_pen("measure"))
+        painter.setPen(line_pen("measure", dashed=True))
         painter.drawEllipse(a, 3.0, 3.0)
         if end is not None and measure.end is not None:
             b = QPointF(end[0], end[1])
-            painter.setPen(halo_pen("measure"))
+            painter.setPen(halo_pen("measure", dashed=True))
             painter.drawLine(a, b)
-            painter.setPen(line_pen("measure"))
+            painter.setPen(line_pen("measure", dashed=True))
             painter.drawLine(a, b)
             painter.drawEllipse(b, 3.0, 3.0)
             length = float(np.linalg.norm(np.subtract(measure.end, measure.start)))

@@ -87,6 +87,7 @@ LINES: dict[str, LineLook] = {
     "zone": LineLook("#7FD4FF", 3.0),
     "zone_inner": LineLook("#7FD4FF", 1.6, "dash"),
     "needle": LineLook("#FFFFFF", 3.0),
+    "needle_frozen": LineLook("#FFFFFF", 1.4, "dot"),
     "projection": LineLook("#FFFFFF", 1.4, "dot"),
     "plan": LineLook("#A3E635", 2.0, "dash"),
     "vessel": LineLook("#6F7BFF", 2.0),

@@ -244,3 +244,33 @@ def test_before_the_first_picture(window: MainWindow, picture: Picture) -> None:
     image = picture("empty")
     assert share(pixels(image), RED) == 0.0
     assert {r.value for r in window.readouts.readouts} == {"---"}
+
+
+def test_a_fault_of_the_display_itself_covers_the_panes(
+    window: MainWindow,
+    session: FakeSession,
+    picture: Picture,
+    step: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session.put(snapshot())
+    picture("before")
+
+    def broken() -> None:
+        raise RuntimeError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "latest_snapshot", broken)
+        with pytest.raises(RuntimeError, match="no memory"):
+            window.tick()
+        step()  # Said once, not at every tick.
+        assert window.fault.isVisible()
+        assert window.fault.geometry() == window.grid.geometry()
+        assert "no memory" in window.fault.text()
+        assert {r.value for r in window.readouts.readouts} == {"---"}
+        assert not window.bullseye.state.shown
+        covered = pane_pixels(window, picture("covered"), "A")
+        assert share(needle_line(covered), WHITE) == 0.0
+    picture("again")
+    assert not window.fault.isVisible()
+    assert window.readouts.text_of("tip_to_target") == "42.3"
