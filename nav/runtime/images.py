@@ -76,14 +76,12 @@ class ImagePlacer:
                 if slot.pixel_map is None:
                     slot.refusal, slot.waiting = f"no pixel calibration from frame {slot.config.frame}", None
                     return
-                pixels = slot.pixel_map
+                pixels = _shifted(slot.pixel_map, message.index_offset)
             else:
                 pixels = PixelMap.from_matrix(message.mm_from_index, _header_name(slot.config.frame))
-            arrival = message.arrival_ns
             if pixels.name.to_frame != self._ct_frame:
                 timed = self._graph.lookup(self._ct_frame, pixels.name.to_frame, time_ns)
                 pixels = pixels.placed_by(timed.pose)
-                arrival = max(arrival, timed.arrival_ns)
         except NotYet:
             return
         except (PoseRefusal, ValueError) as error:
@@ -93,6 +91,15 @@ class ImagePlacer:
         slot.shown = TrackedImage(
             message.device, message.array, pixels.matrix, time_ns, message.arrival_ns, message.sequence
         )
+
+
+def _shifted(pixels: PixelMap, offset: tuple[int, int, int]) -> PixelMap:
+    """The map of a sub-volume, whose first voxel is ``offset`` of the whole image that was calibrated."""
+    if not any(offset):
+        return pixels
+    matrix = pixels.matrix.copy()
+    matrix[:3, 3] = pixels.apply(offset)
+    return PixelMap.from_matrix(matrix, pixels.name)
 
 
 def _header_name(frame: str) -> TransformName:
