@@ -55,14 +55,14 @@ def image(at_ms: int, offset: tuple[int, int, int] = (0, 0, 0)) -> ImageMessage:
     return ImageMessage("us", at_ms, at_ms * MS, "Image", None, {}, index_offset=offset)
 
 
-def streams(placer: ImagePlacer) -> dict[str, object]:
+def streams() -> dict[str, object]:
     return {i.name: i for s in parse_toml(ROOM, RoomConfig, "test").sources for i in s.images}
 
 
 def test_an_image_waits_for_the_pose_after_it_and_lies_where_the_probe_was(
     graph: FrameGraph, placer: ImagePlacer
 ) -> None:
-    config = streams(placer)["ultrasound"]
+    config = streams()["ultrasound"]
     pose(graph, 100, 0.0)
     placer.take(config, image(110), 110 * MS)  # type: ignore[arg-type]
     assert placer.newest("ultrasound", 115 * MS) is None
@@ -76,7 +76,7 @@ def test_an_image_waits_for_the_pose_after_it_and_lies_where_the_probe_was(
 
 def test_a_part_of_the_image_lies_where_it_was_cut_out(graph: FrameGraph, placer: ImagePlacer) -> None:
     pose(graph, 100, 0.0)
-    placer.take(streams(placer)["ultrasound"], image(100, (10, 20, 0)), 100 * MS)  # type: ignore[arg-type]
+    placer.take(streams()["ultrasound"], image(100, (10, 20, 0)), 100 * MS)  # type: ignore[arg-type]
     placed = placer.newest("ultrasound", 101 * MS)
     assert placed is not None
     np.testing.assert_allclose(placed.ras_from_index[:3, 3], [5.0 + 2.0, 6.0, 0.0])
@@ -84,7 +84,7 @@ def test_a_part_of_the_image_lies_where_it_was_cut_out(graph: FrameGraph, placer
 
 def test_an_old_image_is_not_shown_and_does_not_come_back(graph: FrameGraph, placer: ImagePlacer) -> None:
     pose(graph, 100, 0.0)
-    placer.take(streams(placer)["ultrasound"], image(100), 100 * MS)  # type: ignore[arg-type]
+    placer.take(streams()["ultrasound"], image(100), 100 * MS)  # type: ignore[arg-type]
     assert placer.newest("ultrasound", 299 * MS) is not None
     assert placer.newest("ultrasound", 301 * MS) is None
     assert placer.newest("ultrasound", 200 * MS) is None
@@ -92,7 +92,7 @@ def test_an_old_image_is_not_shown_and_does_not_come_back(graph: FrameGraph, pla
 
 def test_an_image_in_a_gap_of_the_poses_is_refused_with_the_reason(graph: FrameGraph, placer: ImagePlacer) -> None:
     pose(graph, 100, 0.0)
-    placer.take(streams(placer)["ultrasound"], image(130), 130 * MS)  # type: ignore[arg-type]
+    placer.take(streams()["ultrasound"], image(130), 130 * MS)  # type: ignore[arg-type]
     pose(graph, 200, 0.0)
     assert placer.newest("ultrasound", 205 * MS) is None
     assert "apart" in placer.refusal("ultrasound")
@@ -102,7 +102,7 @@ def test_an_image_with_its_own_matrix_needs_no_pose(placer: ImagePlacer) -> None
     matrix = np.diag([0.7, 0.7, 4.0, 1.0])
     matrix[:3, 3] = (1.0, 2.0, 3.0)
     message = ImageMessage("us", 1, 50 * MS, "Slice", None, {}, mm_from_index=matrix)
-    placer.take(streams(placer)["fluoro"], message, 40 * MS)  # type: ignore[arg-type]
+    placer.take(streams()["fluoro"], message, 40 * MS)  # type: ignore[arg-type]
     placed = placer.newest("fluoro", 60 * MS)
     assert placed is not None
     np.testing.assert_allclose(placed.ras_from_index, matrix)
