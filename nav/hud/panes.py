@@ -154,8 +154,8 @@ class _Pane:
 
 
 def tip_panes(view: ViewState) -> frozenset[str]:
-    """The panes that are due with every new snapshot in this layout."""
-    return frozenset({"A", "C"}) if view.layout == "ultrasound" else frozenset({"C"})
+    """The panes that are due with every new snapshot in this layout; the others take turns beside them."""
+    return frozenset({"A"}) if view.layout == "ultrasound" else frozenset({"C"})
 
 
 def render_panes(

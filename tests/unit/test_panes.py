@@ -289,7 +289,7 @@ def test_ultrasound_layout_shows_the_probes_plane(scene: SceneModel) -> None:
     gone = render_panes(scene, replace(snapshot, image=None), view, {"A"})["A"]
     assert gone.title == "Along needle 0°"
     assert not gone.ultrasound_shown
-    assert tip_panes(view) == {"A", "C"}
+    assert tip_panes(view) == {"A"}
     assert tip_panes(VIEW) == {"C"}
 
 
