@@ -141,7 +141,8 @@ def guide_live(
     log = RunLog()
     sources = tuple(make_source(source, clock) for source in room.sources)
     out.mkdir(parents=True, exist_ok=True)
-    live = LiveStreams(room, sources, clock, essentials_of(case, room), out=out, on_tick=log.on_tick)
+    identity = None if case is None else case.identity
+    live = LiveStreams(room, sources, clock, essentials_of(case, room), out=out, identity=identity, on_tick=log.on_tick)
     session = LiveSession(room, live, clock, case=case, out=out)
     truth: list[Truth] = []
     spent: list[float] = []

@@ -8,7 +8,7 @@ from pathlib import Path
 from nav.cli.session import WindowSession
 from nav.cli.versions import software
 from nav.config.room import RoomConfig
-from nav.io.case import Case
+from nav.io.case import Case, CaseIdentity
 from nav.runtime.clock import Clock
 from nav.runtime.core import NavigationCore
 from nav.runtime.essentials import CaseEssentials
@@ -38,6 +38,8 @@ class LiveStreams:
         The case at start.
     out : Path or None
         Folder of ``recording.mcap``; None records nothing.
+    identity : CaseIdentity, optional
+        Goes into the recording only where ``privacy.record_patient`` says so.
     on_tick : callable, optional
         Called on the compute thread with every snapshot.
     """
@@ -50,11 +52,12 @@ class LiveStreams:
         essentials: CaseEssentials,
         *,
         out: Path | None,
+        identity: CaseIdentity | None = None,
         on_tick: Callable[[NavigationSnapshot], None] | None = None,
     ) -> None:
         self._sources = sources
         self.core = NavigationCore(room, essentials)
-        self.recorder = None if out is None else _open_recorder(out, room, essentials, clock)
+        self.recorder = None if out is None else _open_recorder(out, room, essentials, identity, clock)
         self.inbox = Inbox(self.recorder)
         self.compute = ComputeThread(self.core, self.inbox, clock, recorder=self.recorder, on_tick=on_tick)
 
@@ -143,10 +146,14 @@ def case_attachment(key: str) -> str:
     return f"case-{key}.npz"
 
 
-def _open_recorder(out: Path, room: RoomConfig, essentials: CaseEssentials, clock: Clock) -> Recorder:
+def _open_recorder(
+    out: Path, room: RoomConfig, essentials: CaseEssentials, identity: CaseIdentity | None, clock: Clock
+) -> Recorder:
     out.mkdir(parents=True, exist_ok=True)
     key = essentials.sha256()
-    metadata = {"software": software(room), "case": key, "pseudonym": essentials.pseudonym}
+    metadata: dict[str, object] = {"software": software(room), "case": key, "pseudonym": essentials.pseudonym}
+    if room.privacy.record_patient and identity is not None:
+        metadata["patient"] = {"name": identity.patient_name, "id": identity.patient_id, "study": identity.study_uid}
     recorder = Recorder(out / "recording.mcap", metadata=metadata, clock=clock, overwrite=True)
     recorder.attach(ROOM_ATTACHMENT, room.model_dump_json().encode(), "application/json")
     recorder.attach(case_attachment(key), essentials.to_bytes())

@@ -21,7 +21,9 @@ class Steps:
     """Progress of a command's start-up."""
 
     def __init__(self) -> None:
-        self._console = Console(file=sys.stderr)
+        # Off a terminal nothing is redrawn, and long lines (paths) must not be wrapped.
+        self._live = sys.stderr.isatty()
+        self._console = Console(file=sys.stderr, soft_wrap=not self._live)
 
     def say(self, text: str) -> None:
         """One line."""
@@ -38,7 +40,9 @@ class Steps:
             TaskProgressColumn(),
             TimeElapsedColumn(),
         )
-        with Progress(*columns, console=self._console, transient=True) as bar:
+        if not self._live:
+            self.say(f"{title} ...")
+        with Progress(*columns, console=self._console, transient=True, disable=not self._live) as bar:
             task = bar.add_task(title, total=None)
 
             def update(share: float, text: str = "") -> None:

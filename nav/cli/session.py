@@ -193,7 +193,7 @@ class WindowSession:
             tumour_ml = float(np.count_nonzero(case.tumour.array)) * case.tumour.voxel_volume_mm3 / 1000.0
         self._case_info = CaseInfo(
             generation=self._generation,
-            pseudonym=case.identity.pseudonym,
+            pseudonym=_shown_name(case, self.room),
             ct_text=f"{i} × {j} × {k} voxels of {spacing} mm",
             tumour_text="" if case.tumour is None else f"{tumour_ml:.2f} ml",
             landmarks=case.landmarks,
@@ -241,6 +241,15 @@ class WindowSession:
         """See `HudSession`."""
         matrix = self._files.load_registration(path, progress)
         self.submit(LoadRegistration(matrix))
+
+
+def _shown_name(case: Case, room: RoomConfig) -> str:
+    """The pseudonym; with the patient's name and number behind it only where the configuration says so."""
+    identity = case.identity
+    parts = [identity.pseudonym]
+    if room.privacy.show_patient:
+        parts += [identity.patient_name.replace("^", " ").strip(), identity.patient_id]
+    return "  ".join(p for p in parts if p)
 
 
 def _applicator_info(name: str) -> ApplicatorInfo:
