@@ -193,7 +193,7 @@ class TipPage(Page):
     def show_snapshot(self, snapshot: NavigationSnapshot | None) -> None:
         """Show the divots, the error, and why a check is refused."""
         case = self.session.case_info()
-        names = [d.name for d in case.divots] if case is not None else []
+        names = [d.name for d in (*case.divots, *case.landmarks)] if case is not None else []
         if names != [self.divots.itemText(n) for n in range(self.divots.count())]:
             self.divots.clear()
             self.divots.addItems(names)
@@ -211,7 +211,7 @@ class TipPage(Page):
             verdict = "\u2713 good" if error <= TIP_CHECK_GOOD_MM else f"\u2715 above {TIP_CHECK_GOOD_MM:g} mm"
             set_text(self.error, f"Error {format_value(error)} mm   {verdict}")
         if not names:
-            set_text(self.state, "The case has no known divots; the step can be left out.")
+            set_text(self.state, "The case has no known points; the step can be left out.")
         elif not registered:
             set_text(self.state, "Register first.")
         elif lost:

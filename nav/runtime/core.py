@@ -288,9 +288,11 @@ class NavigationCore:
         self._registration, self._registration_method = None, ""
 
     def _check_tip(self, divot: str, tool: str, now_ns: int) -> None:
-        point = next((p for p in self.case.divots if p.name == divot), None)
+        # A skin landmark serves as well as a divot: both are known points of the CT.
+        points = (*self.case.divots, *self.case.landmarks)
+        point = next((p for p in points if p.name == divot), None)
         if point is None:
-            known = ", ".join(p.name for p in self.case.divots) or "none"
+            known = ", ".join(p.name for p in points) or "none"
             raise TouchError(f"divot {divot!r}: not one of this case; known: {known}")
         touch = self._touch(tool, now_ns, 0.3)
         edge = self.graph.static(self._registration_name)
@@ -468,6 +470,8 @@ class NavigationCore:
             done.add("tip_check")
         if self._applicator is not None:
             done.add("applicator")
+        if self._guiding:
+            done.add("guide")
         if self._guiding:
             done.add("guide")
         order = ("case", "tumour", "plan", "landmarks", "tip_check", "applicator")
