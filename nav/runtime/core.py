@@ -472,8 +472,6 @@ class NavigationCore:
             done.add("applicator")
         if self._guiding:
             done.add("guide")
-        if self._guiding:
-            done.add("guide")
         order = ("case", "tumour", "plan", "landmarks", "tip_check", "applicator")
         step = "guide" if self._guiding else next((s for s in order if s not in done), "guide")
         return SetupState(
