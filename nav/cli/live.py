@@ -107,6 +107,7 @@ class LiveSession(WindowSession):
     ) -> None:
         super().__init__(room, clock, live.compute, out=out)
         self._live = live
+        live.compute.on_published = self.worker.notify
         self._cases_taken = 0
         if case is not None:
             self._show(case, 0)

@@ -53,7 +53,7 @@ PaintedCallback = Callable[[str, int, int, int], None]
 
 MINIMUM_SIZE = (1366, 820)
 SIDE_WIDTH = 340
-TICK_MS = 8
+TICK_MS = 4
 _PRESENT_EVERY_NS = 50_000_000
 _READOUT_EVERY_NS = 100_000_000
 _BULLSEYE_EVERY_NS = 30_000_000

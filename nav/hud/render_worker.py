@@ -1,8 +1,9 @@
 """The thread that makes the pictures, so that neither the compute thread nor the Qt thread waits for them. No Qt.
 
-Pacing, for 60 snapshots a second on part of one core: the tip panes with every new snapshot, the other planes by turns,
-the 3-D view at most 30 times a second. A change of the view or of the case renders every visible pane at once. The tip
-panes are handed over first, for they carry the numbers' age.
+Pacing, for 60 poses a second on part of one core: the tip panes with every new pose, the other planes by turns, the 3-D
+view at most 30 times a second. A snapshot that shows nothing new (it was computed because some other message came) is
+not drawn: the next pose would wait for it. A change of the view or of the case renders every visible pane at once. The
+tip panes are handed over first, for they carry the numbers' age.
 """
 
 from __future__ import annotations
@@ -21,15 +22,46 @@ __all__ = ["PanePacer", "RenderWorker"]
 MIN_3D_INTERVAL_NS = 33_000_000
 #: Slack of that limit, so that a 60 Hz source gets every second tick and not every third.
 _3D_SLACK_NS = 4_000_000
+#: Beside a pose, a new image is drawn at once where it is the picture, and this much later where it is an overlay.
+IMAGE_WAIT_NS = 30_000_000
+#: Shortest time between two pictures of the ultrasound plane: poses and images come at their own rates.
+MIN_FUSED_INTERVAL_NS = 13_000_000
+#: Something is drawn at least this often, so that a picture never rests on a very old snapshot.
+LONGEST_WAIT_NS = 100_000_000
 #: How long the thread sleeps when nobody wakes it, s.
 POLL_S = 0.004
+
+
+def _content(snapshot: NavigationSnapshot) -> tuple[object, ...]:
+    """What a picture shows of a snapshot, images apart: two snapshots with equal content give equal pictures."""
+    return (
+        snapshot.needle.acquired_ns,
+        tuple((name, tool.acquired_ns) for name, tool in snapshot.tools.items())
+        if snapshot.needle.pose is None
+        else (),
+        snapshot.gate.state,
+        snapshot.case_generation,
+        snapshot.applicator,
+        None if snapshot.registration is None else snapshot.registration.generation,
+        snapshot.setup.active_landmark,
+        id(snapshot.setup.landmarks),
+        id(snapshot.target_ras),
+        id(snapshot.entry_ras),
+    )
+
+
+def _images(snapshot: NavigationSnapshot) -> tuple[object, ...]:
+    """Which images a picture shows."""
+    return tuple(None if i is None else (i.device, i.sequence) for i in (snapshot.image, snapshot.fluoro))
 
 
 class PanePacer:
     """Which panes are due: a plain state machine, without a thread or a clock of its own."""
 
     def __init__(self) -> None:
-        self._sequence = -1
+        self._content: tuple[object, ...] = ()
+        self._images: tuple[object, ...] = ()
+        self._last_ns = -LONGEST_WAIT_NS
         self._view: ViewState | None = None
         self._scene: SceneModel | None = None
         self._last_3d_ns = -MIN_3D_INTERVAL_NS
@@ -45,10 +77,10 @@ class PanePacer:
         visible = frozenset(view.sizes) if not view.maximised else frozenset({view.maximised})
         # Views are compared by identity first: the Qt thread replaces the whole value when something changes.
         changed = scene is not self._scene or (view is not self._view and view != self._view)
-        fresh = snapshot.sequence != self._sequence
-        if not changed and (not fresh or view.frozen):
+        if not changed and (view.frozen or not self._fresh(snapshot, view, now_ns)):
             return frozenset(), frozenset()
-        self._scene, self._view, self._sequence = scene, view, snapshot.sequence
+        self._scene, self._view, self._last_ns = scene, view, now_ns
+        self._content, self._images = _content(snapshot), _images(snapshot)
         first = tip_panes(view) & visible
         rest = visible - first
         if not changed:
@@ -64,6 +96,17 @@ class PanePacer:
         if "D" in rest:
             self._last_3d_ns = now_ns
         return first, rest
+
+    def _fresh(self, snapshot: NavigationSnapshot, view: ViewState, now_ns: int) -> bool:
+        waited_ns = now_ns - self._last_ns
+        fused = view.layout == "ultrasound"
+        if fused and waited_ns < MIN_FUSED_INTERVAL_NS:
+            return False  # found again at the next wake-up
+        if _content(snapshot) != self._content:
+            return True
+        if _images(snapshot) != self._images:
+            return fused or waited_ns >= IMAGE_WAIT_NS
+        return waited_ns >= LONGEST_WAIT_NS
 
 
 class RenderWorker:

@@ -20,8 +20,10 @@ __all__ = ["ComputeThread"]
 
 #: A tick at least this often, so that ages and the gate move on when nothing arrives.
 IDLE_TICK_S = 0.02
-#: The tools of one tracker frame arrive as separate messages within this time: one tick takes them all.
-COALESCE_S = 0.001
+#: The tools of one tracker frame arrive as separate messages, each within this time of the one before ...
+COALESCE_S = 0.0006
+#: ... and a tick waits no longer than this for them.
+COALESCE_LIMIT_S = 0.004
 #: The states of the streams go into the recording this often.
 HEALTH_PERIOD_NS = 1_000_000_000
 
@@ -61,6 +63,8 @@ class ComputeThread:
         self.events = EventQueue(inbox.wake)
         self.snapshots: LatestSlot[NavigationSnapshot] = LatestSlot()
         self.error = ""
+        #: Called on the compute thread after each snapshot, to wake who draws it.
+        self.on_published: Callable[[], None] = lambda: None
 
     def start(self) -> None:
         """Start ticking."""
@@ -100,11 +104,22 @@ class ComputeThread:
             use_one_thread()
             while not self._stop.is_set():
                 if self._inbox.wait(IDLE_TICK_S):
-                    self._stop.wait(COALESCE_S)
+                    self._let_the_frame_arrive()
                 self._tick()
         except Exception:
             # No snapshot follows this one, so every number is blank within the snapshot limit; the reason is kept.
             self.error = traceback.format_exc()
+
+    def _let_the_frame_arrive(self) -> None:
+        """Wait until nothing more comes for a moment: a tick without the last tool would show the frame before."""
+        waited_s, before = 0.0, -1
+        while waited_s < COALESCE_LIMIT_S:
+            pending = self._inbox.pending
+            if pending == before:
+                return
+            before = pending
+            self._stop.wait(COALESCE_S)
+            waited_s += COALESCE_S
 
     def _tick(self) -> None:
         batch = self._inbox.drain()
@@ -117,6 +132,7 @@ class ComputeThread:
             faults = (*faults, f"recorder: {recorder.fault}")
         snapshot = self._core.tick(batch, events, now_ns, faults=faults, recording=recorder is not None)
         self.snapshots.put(snapshot)
+        self.on_published()
         if recorder is not None:
             for event in events:
                 recorder.event(event, snapshot.sequence, now_ns)

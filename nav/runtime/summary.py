@@ -21,6 +21,8 @@ from nav.runtime.snapshot import NavigationSnapshot, RegistrationSummary
 __all__ = ["NAVIGATION_KEYS", "SummaryBuilder", "navigation_numbers"]
 
 #: The numbers of the ``navigation`` block, in the order of the file.
+#: Paints further apart than this are not a frame rate any more: the needle was lost in between.
+LONGEST_INTERVAL_NS = 500_000_000
 NAVIGATION_KEYS = ("tip_to_target_mm", "min_margin_mm", "lateral_mm", "depth_mm", "angle_deg")
 
 
@@ -80,6 +82,9 @@ class SummaryBuilder:
         self._paints = 0
         self._first_paint_ns = 0
         self._last_paint_ns = 0
+        self._pose_was_shown = False
+        self._guided_intervals = 0
+        self._guided_ns = 0
         self._pose_ages_ms: array[float] = array("d")
         self._tip_errors_mm: array[float] = array("d")
         self._rest_errors_mm: array[float] = array("d")
@@ -111,8 +116,13 @@ class SummaryBuilder:
         """A frame was painted: end of the paint, and the arrival of the newest pose shown (None or 0: none)."""
         if self._paints == 0:
             self._first_paint_ns = done_ns
+        interval_ns = done_ns - self._last_paint_ns
+        if self._pose_was_shown and pose_arrival_ns and interval_ns <= LONGEST_INTERVAL_NS:
+            self._guided_intervals += 1
+            self._guided_ns += interval_ns
         self._paints += 1
         self._last_paint_ns = done_ns
+        self._pose_was_shown = bool(pose_arrival_ns)
         if pose_arrival_ns:
             self._pose_ages_ms.append((done_ns - pose_arrival_ns) * 1e-6)
 
@@ -150,10 +160,15 @@ class SummaryBuilder:
         }
 
     def hud(self) -> dict[str, Any]:
-        """The ``hud`` block; None values without a HUD."""
+        """The ``hud`` block; None values without a HUD.
+
+        The rate counts while a needle is shown: without one the pane is painted only when something changes. When none
+        was shown at all, it is the rate of the whole run.
+        """
         span_ns = self._last_paint_ns - self._first_paint_ns
+        overall = (self._paints - 1) * 1e9 / span_ns if span_ns > 0 else None
         return {
-            "fps": (self._paints - 1) * 1e9 / span_ns if span_ns > 0 else None,
+            "fps": self._guided_intervals * 1e9 / self._guided_ns if self._guided_ns > 0 else overall,
             "pose_age_at_paint_ms": _percentiles(self._pose_ages_ms, ("p50", "p95", "max")),
         }
 

@@ -16,7 +16,7 @@ from nav.hud.panes import SceneModel, build_scene
 from nav.hud.render_worker import PanePacer, RenderWorker
 from nav.io.case import Case, CaseIdentity
 from nav.runtime.clock import ManualClock, SystemClock
-from nav.runtime.snapshot import NavigationSnapshot, SetupState, ToolState
+from nav.runtime.snapshot import NavigationSnapshot, SetupState, ToolState, TrackedImage
 
 VIEW = ViewState(sizes=dict.fromkeys("ABCD", (48, 40)), mm_per_px=1.0)
 TICK_NS = 16_666_667
@@ -27,11 +27,13 @@ def scene() -> SceneModel:
     return build_scene(Case(CaseIdentity("x"), Volume.of(np.zeros((8, 8, 8), np.int16), np.eye(4))))
 
 
-def snapshot(sequence: int, case_generation: int = 0) -> NavigationSnapshot:
+def snapshot(sequence: int, case_generation: int = 0, acquired_ns: int | None = None) -> NavigationSnapshot:
+    """A new pose with each sequence number, unless ``acquired_ns`` says otherwise."""
+    acquired = sequence if acquired_ns is None else acquired_ns
     return NavigationSnapshot(
         sequence=sequence, now_ns=sequence, cut={}, events=0,
-        needle=ToolState("NeedleTip", None, PoseStatus.MISSING, 0, 0), tools={}, guidance=None, zone=None, margin=None,
-        uncertainty=None, gate=GateVerdict(GateState.BLANK), streams=(), registration=None,
+        needle=ToolState("NeedleTip", None, PoseStatus.MISSING, acquired, 0), tools={}, guidance=None, zone=None,
+        margin=None, uncertainty=None, gate=GateVerdict(GateState.BLANK), streams=(), registration=None,
         setup=SetupState("plan", frozenset(), ""), case_generation=case_generation,
     )  # fmt: skip
 
@@ -46,7 +48,7 @@ def play(view: ViewState, scene: SceneModel, ticks: int) -> list[tuple[str, str]
     return rounds
 
 
-def test_the_tip_pane_comes_with_every_snapshot(scene: SceneModel) -> None:
+def test_the_tip_pane_comes_with_every_pose(scene: SceneModel) -> None:
     rounds = play(VIEW, scene, 600)
     counts = {pane: sum(pane in first + rest for first, rest in rounds) for pane in "ABCD"}
     assert all(first == "C" for first, _ in rounds)
@@ -59,7 +61,7 @@ def test_the_fused_pane_is_a_tip_pane_in_the_ultrasound_layout(scene: SceneModel
     assert sum("B" in rest for _, rest in rounds) == 30
 
 
-def test_a_maximised_pane_comes_with_every_snapshot_and_alone(scene: SceneModel) -> None:
+def test_a_maximised_pane_comes_with_every_pose_and_alone(scene: SceneModel) -> None:
     assert set(play(replace(VIEW, maximised="B"), scene, 20)) == {("", "B")}
     rounds = play(replace(VIEW, maximised="D"), scene, 60)
     assert sum(rest == "D" for _, rest in rounds) == 30
@@ -72,6 +74,33 @@ def test_the_3d_view_is_limited_at_high_rates(scene: SceneModel) -> None:
         _, rest = pacer.due(scene, snapshot(n), VIEW, n * 1_000_000)
         count += "D" in rest
     assert 25 <= count <= 36
+
+
+def test_a_snapshot_that_shows_nothing_new_is_not_drawn_but_for_long(scene: SceneModel) -> None:
+    pacer = PanePacer()
+    pacer.due(scene, snapshot(0, acquired_ns=7), VIEW, 0)
+    assert pacer.due(scene, snapshot(1, acquired_ns=7), VIEW, 8_000_000) == (frozenset(), frozenset())
+    first, _ = pacer.due(scene, snapshot(2, acquired_ns=8), VIEW, 16_000_000)
+    assert first == {"C"}
+    assert pacer.due(scene, snapshot(3, acquired_ns=8), VIEW, 100_000_000) == (frozenset(), frozenset())
+    first, _ = pacer.due(scene, snapshot(4, acquired_ns=8), VIEW, 117_000_000)
+    assert first == {"C"}
+
+
+def image(sequence: int) -> TrackedImage:
+    return TrackedImage("Image", np.zeros((1, 4, 4), np.uint8), np.eye(4), sequence, sequence, sequence)
+
+
+def test_a_new_image_is_drawn_at_once_where_it_is_the_picture_and_later_as_an_overlay(scene: SceneModel) -> None:
+    def shown(view: ViewState, at_ns: int) -> frozenset[str]:
+        pacer = PanePacer()
+        pacer.due(scene, replace(snapshot(0, acquired_ns=7), image=image(1)), view, 0)
+        return pacer.due(scene, replace(snapshot(1, acquired_ns=7), image=image(2)), view, at_ns)[0]
+
+    assert shown(replace(VIEW, layout="ultrasound"), 14_000_000) == {"A"}
+    assert shown(replace(VIEW, layout="ultrasound"), 5_000_000) == frozenset()
+    assert shown(VIEW, 14_000_000) == frozenset()
+    assert shown(VIEW, 31_000_000) == {"C"}
 
 
 def test_a_changed_view_or_case_renders_everything(scene: SceneModel) -> None:

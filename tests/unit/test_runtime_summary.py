@@ -174,6 +174,17 @@ def test_hud_ages_and_rate() -> None:
     assert hud["pose_age_at_paint_ms"] == {"p50": pytest.approx(30.0), "p95": pytest.approx(30.0), "max": 30.0}
 
 
+def test_hud_rate_leaves_out_the_time_without_a_needle() -> None:
+    builder = SummaryBuilder()
+    for n in range(11):
+        builder.add_paint(n * 20 * MS, n * 20 * MS - 5 * MS)
+    for n in range(5):
+        builder.add_paint(1000 * MS + n * 100 * MS, None)
+    for n in range(11):
+        builder.add_paint(3000 * MS + n * 20 * MS, 3000 * MS + n * 20 * MS - 5 * MS)
+    assert builder.hud()["fps"] == pytest.approx(50.0)
+
+
 def test_truth_splits_rest_and_advance() -> None:
     builder = SummaryBuilder()
     for error, at_rest in ((1.0, True), (2.0, True), (3.0, False), (9.0, None)):
