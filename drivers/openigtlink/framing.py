@@ -64,9 +64,14 @@ class Framer:
 
     def writable(self) -> memoryview:
         """Where to receive the next bytes; use it at once and report to `advance`."""
-        if self._header is not None and len(self._message) - self._have > _STAGING_BYTES:
+        if self.in_large_body:
             return memoryview(self._message)[self._have :]
         return self._staging_view
+
+    @property
+    def in_large_body(self) -> bool:
+        """True when `writable` is the rest of one large message, which is of no use before all of it is there."""
+        return self._header is not None and len(self._message) - self._have > _STAGING_BYTES
 
     def advance(self, count: int) -> list[bytes]:
         """Take ``count`` bytes that were received into the last `writable` and return the messages now complete.

@@ -204,7 +204,8 @@ class IgtlSource:
                 # Re-armed for each read: cures 40 ms pauses of senders that leave Nagle's algorithm on.
                 sock.setsockopt(socket.IPPROTO_TCP, quick_ack, 1)
             try:
-                count = sock.recv_into(framer.writable())
+                # The rest of an image in one system call: each call costs a wait for the interpreter.
+                count = sock.recv_into(framer.writable(), 0, socket.MSG_WAITALL if framer.in_large_body else 0)
             except BlockingIOError:
                 count = -1
             now_ns = clock.now_ns()

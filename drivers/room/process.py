@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import os
 import sys
 import threading
 import time
@@ -307,6 +308,9 @@ _KINDS: dict[str, type[_Device]] = {"tracker": _Tracker, "ultrasound": _Ultrasou
 def main() -> int:
     """Entry point of a device process; the exit status is 0 after an orderly stop, 1 after an error (it is told)."""
     job = json.loads(sys.stdin.readline())
+    if job["kind"] != "tracker":
+        # The image makers compute in bursts that a real scanner computes on its own hardware.
+        os.nice(5)
     try:
         device = _KINDS[job["kind"]](job)
         device.run(time.monotonic_ns)

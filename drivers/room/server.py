@@ -190,8 +190,10 @@ class RoomProcesses:
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, **_SINGLE_THREADED, "PYTHONPATH": path},
-            # Ctrl-C in the terminal is for the parent: it stops its devices in order.
-            start_new_session=True,
+            # Ctrl-C in the terminal is for the parent: it stops its devices in order. A group of its own does that; a
+            # session of its own would also take a full share of the processor from the navigator (autogroup
+            # scheduling), which the real devices, being other computers, do not.
+            process_group=0,
         )
         child = _Child(name, process)
         self._children[name] = child
