@@ -122,10 +122,9 @@ class LiveSession(WindowSession):
         self._live.stop()
         self.worker.stop()
 
-    def set_recording(self, on: bool) -> None:
-        """Finish the recording."""
-        if not on:
-            self._live.finish_recording()
+    def finish_recording(self) -> None:
+        """See `HudSession`."""
+        self._live.finish_recording()
 
     def take_case(self, case: Case) -> None:
         """Hand a new or changed case to everything that computes with it, then show it."""

@@ -170,8 +170,8 @@ class WindowSession:
         """See `HudSession`."""
         self.compute.submit(event)
 
-    def set_recording(self, on: bool) -> None:
-        """See `HudSession`; nothing to start or stop here."""
+    def finish_recording(self) -> None:
+        """See `HudSession`; nothing is recorded here."""
 
     # -- case ----------------------------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("measure", ("M",), "Measure: two clicks", "MEASURE", "View"),
     Action("collect", ("L", "Return", "Enter"), "Collect the active landmark", "", "Set-up"),
     Action("breath_hold", ("B",), "Breath is held / free", "BREATH", "Guidance"),
-    Action("record", ("R",), "Start or stop recording", "RECORD", "Record"),
+    Action("record", ("R",), "Finish the recording (press twice)", "RECORD", "Record"),
     Action("screenshot", ("S",), "Screenshot with metadata", "PICTURE", "Record"),
     Action("acknowledge", ("Space",), "Acknowledge alarms", "", "Guidance"),
     Action("full_screen", ("F11",), "Full screen", "FULL", "Window"),

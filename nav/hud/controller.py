@@ -43,6 +43,7 @@ class Controller(QObject):
         self.standing: frozenset[str] = frozenset()
         self._notice = ""
         self._notice_until_ns = 0
+        self._finish_until_ns = 0
         self._handlers: dict[str, Callable[[], None]] = {
             "layout_plan": lambda: self._layout("plan"),
             "layout_guide": lambda: self._layout("guide"),
@@ -158,8 +159,18 @@ class Controller(QObject):
         self.session.submit(BreathHold(held=not (snapshot is not None and snapshot.breath_hold is True)))
 
     def _record(self) -> None:
+        """Finish the recording, asked twice: it runs from the start of the session and cannot be taken up again."""
         snapshot = self.session.latest_snapshot()
-        self.session.set_recording(not (snapshot is not None and snapshot.recording))
+        now_ns = self.session.clock_now_ns()
+        if snapshot is None or not snapshot.recording:
+            self.notice("Nothing is recorded now; a recording runs from the start of a session")
+        elif now_ns < self._finish_until_ns:
+            self._finish_until_ns = 0
+            self.session.finish_recording()
+            self.notice("Recording finished")
+        else:
+            self._finish_until_ns = now_ns + _NOTICE_NS
+            self.notice("Finish the recording? Press R again")
 
     def _next_target(self) -> None:
         case = self.session.case_info()

@@ -141,8 +141,8 @@ class HudSession(Protocol):
     def submit(self, event: OperatorEvent) -> None:
         """Queue an operator event; never drops."""
 
-    def set_recording(self, on: bool) -> None:
-        """Start or stop the recording."""
+    def finish_recording(self) -> None:
+        """Finish the recording file; the session goes on without one."""
 
     # -- worker ----------------------------------------------------------------------------------------------------
 

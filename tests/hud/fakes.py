@@ -269,8 +269,8 @@ class FakeSession:
     def submit(self, event: OperatorEvent) -> None:
         self.events.append(event)
 
-    def set_recording(self, on: bool) -> None:
-        self.calls.append(("set_recording", on))
+    def finish_recording(self) -> None:
+        self.calls.append(("finish_recording",))
 
     def _file(self, progress: Progress, *call: Any) -> None:
         progress(0.5, "half done")
