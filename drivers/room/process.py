@@ -310,7 +310,7 @@ def main() -> int:
     job = json.loads(sys.stdin.readline())
     if job["kind"] != "tracker":
         # The image makers compute in bursts that a real scanner computes on its own hardware.
-        os.nice(5)
+        os.nice(15)
     try:
         device = _KINDS[job["kind"]](job)
         device.run(time.monotonic_ns)

@@ -18,6 +18,7 @@ from nav.config.room import RoomConfig
 from nav.io.case import Case
 from nav.runtime.clock import SystemClock
 from nav.runtime.events import OperatorEvent, Point, SetPlan, StartGuidance
+from nav.runtime.memory import keep_freed_memory
 from nav.runtime.plugins import make_source
 
 __all__ = ["Shot", "guide_live", "show_window"]
@@ -137,6 +138,7 @@ def guide_live(
     """
     # The reader, compute and render threads each wait for the interpreter only this long while another runs Python.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    keep_freed_memory()
     clock = SystemClock()
     log = RunLog()
     sources = tuple(make_source(source, clock) for source in room.sources)
