@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,7 +76,7 @@ class _State:
             return any(tool in loss.tools and loss.from_ns <= local_ns < loss.until_ns for loss in self.losses)
 
 
-class _Device:
+class _Device(ABC):
     """Common to all devices: the job, the server, the control thread."""
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -135,8 +136,9 @@ class _Device:
             _say(ready=True, port=self.server.port, at_ns=ready_ns())
             self.work()
 
+    @abstractmethod
     def work(self) -> None:
-        raise NotImplementedError
+        """Send until told to stop."""
 
     def wait_until(self, local_ns: int) -> bool:
         """Sleep until a local time; False when the process shall stop."""
@@ -241,9 +243,9 @@ class _Imager(_Device):
     rate_hz = 30.0
     purpose = 6
 
+    @abstractmethod
     def draw(self, script: Script, script_s: float, frame: int) -> tuple[Any, Any]:
         """The picture (j, i) and its mm_from_index."""
-        raise NotImplementedError
 
     def work(self) -> None:
         period = round(1e9 / self.rate_hz)

@@ -282,6 +282,8 @@ class NavigationCore:
             if not case.paths and target is not None:
                 self._target, self._entry = target, entry
             return
+        if not old.pseudonym:
+            return  # the first case of the session: what the configuration assumes was meant for it
         # A registration to the old CT must not survive it.
         self._generation += 1
         self.graph.remove_static(self._registration_name)

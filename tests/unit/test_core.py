@@ -10,6 +10,8 @@ import pytest
 from drivers.room.geometry import RoomSetup
 from drivers.room.operator import Script
 from drivers.room.patient import build_patient, patient_case
+from nav.config.load import load_toml, shipped_config
+from nav.config.room import RoomConfig
 from nav.geometry.poses import PoseStatus
 from nav.guidance.numbers import GateState
 from nav.runtime.core import NavigationCore
@@ -203,6 +205,17 @@ def test_another_case_withdraws_registration_and_plan(essentials: CaseEssentials
     assert snapshot.guidance is None
     assert {"registration_missing", "not_started"} <= {r.code for r in snapshot.gate.reasons}
     assert not any(row.collected for row in snapshot.setup.landmarks)
+
+
+def test_the_first_case_of_a_session_keeps_what_the_configuration_assumes(essentials: CaseEssentials) -> None:
+    room = load_toml(shipped_config("rooms", "openigtlink_tracker_server.toml"), RoomConfig)
+    core = NavigationCore(room, CaseEssentials(""))
+    key = core.add_case(essentials)
+    snapshot = core.tick(Batch((), (), {}), [LoadCase(key)], START_NS)
+    assert snapshot.registration is not None
+    assert snapshot.registration.method == "assumed"
+    other = core.add_case(replace(essentials, pseudonym="CASE-other"))
+    assert core.tick(Batch((), (), {}), [LoadCase(other)], START_NS + 1).registration is None
 
 
 def test_a_changed_tumour_of_the_same_ct_keeps_the_registration(
