@@ -55,6 +55,10 @@ def _images(snapshot: NavigationSnapshot) -> tuple[object, ...]:
     return tuple(None if i is None else (i.device, i.sequence) for i in (snapshot.image, snapshot.fluoro))
 
 
+def _visible(view: ViewState) -> frozenset[str]:
+    return frozenset({view.maximised}) if view.maximised else frozenset(view.sizes)
+
+
 class PanePacer:
     """Which panes are due: a plain state machine, without a thread or a clock of its own."""
 
@@ -74,7 +78,7 @@ class PanePacer:
 
         While ``view.frozen``, only a change of the view makes pictures due (of the frozen snapshot).
         """
-        visible = frozenset(view.sizes) if not view.maximised else frozenset({view.maximised})
+        visible = _visible(view)
         # Views are compared by identity first: the Qt thread replaces the whole value when something changes.
         changed = scene is not self._scene or (view is not self._view and view != self._view)
         if not changed and (view.frozen or not self._fresh(snapshot, view, now_ns)):
@@ -147,6 +151,7 @@ class RenderWorker:
         self._thread: threading.Thread | None = None
         self._frozen_on: NavigationSnapshot | None = None
         self._pacer = PanePacer()
+        self._owed: frozenset[str] = frozenset()
         self._cache = RenderCache()
 
     def set_scene(self, scene: SceneModel | None) -> None:
@@ -178,7 +183,7 @@ class RenderWorker:
             self._thread.join(2.0)
 
     def render_due(self) -> bool:
-        """Render and publish what is due now; False when nothing is. The body of the thread's loop."""
+        """Render and publish the tip panes that are due and one other; False when nothing was due. The loop's body."""
         scene, view, snapshot = self._scene, self._get_view(), self._get_snapshot()
         if scene is None or snapshot is None:
             return False
@@ -192,10 +197,16 @@ class RenderWorker:
         if not scene.belongs_to(snapshot):
             return False  # the case is changing: its scene or its first snapshot is still to come
         first, rest = self._pacer.due(scene, snapshot, view, self._clock.now_ns())
-        for panes in (first, rest):
-            if panes:
-                self._publish(render_panes(scene, snapshot, view, panes, self._cache))
-        return bool(first or rest)
+        if first:
+            self._publish(render_panes(scene, snapshot, view, first, self._cache))
+        # One of the others at a time: a pose that arrives meanwhile waits for one pane and not for all of them.
+        self._owed = (self._owed | rest) & _visible(view)
+        if self._owed:
+            pane = min(self._owed)
+            self._owed -= {pane}
+            self._publish(render_panes(scene, snapshot, view, frozenset({pane}), self._cache))
+            return True
+        return bool(first)
 
     def _run(self) -> None:
         try:

@@ -127,6 +127,13 @@ def make_worker(state: dict[str, object], scene: SceneModel | None) -> tuple[Ren
     return worker, published
 
 
+def finish(worker: RenderWorker) -> None:
+    for _ in range(20):
+        if not worker.render_due():
+            return
+    raise AssertionError("there is always something due")
+
+
 def test_nothing_is_rendered_without_a_snapshot_or_across_a_change_of_case(scene: SceneModel) -> None:
     state: dict[str, object] = {"view": VIEW}
     worker, published = make_worker(state, None)
@@ -137,24 +144,40 @@ def test_nothing_is_rendered_without_a_snapshot_or_across_a_change_of_case(scene
     assert not worker.render_due()
     worker.set_scene(replace(scene, generation=1))
     assert worker.render_due()
-    assert [sorted(p) for p in published] == [["C"], ["A", "B", "D"]]
+    assert [sorted(p) for p in published] == [["C"], ["A"]]
+    finish(worker)
+    assert [sorted(p) for p in published] == [["C"], ["A"], ["B"], ["D"]]
+
+
+def test_a_new_pose_does_not_wait_for_all_the_other_panes(scene: SceneModel) -> None:
+    state: dict[str, object] = {"view": VIEW, "snapshot": snapshot(1)}
+    worker, published = make_worker(state, scene)
+    worker.render_due()
+    state["snapshot"] = snapshot(2)
+    worker.render_due()
+    assert [sorted(p) for p in published] == [["C"], ["A"], ["C"], ["A"]]
+    assert published[2]["C"].snapshot_sequence == 2
+    finish(worker)
+    assert {pane for p in published for pane in p} == set("ABCD")
 
 
 def test_frozen_keeps_the_snapshot_but_follows_the_view(scene: SceneModel) -> None:
     state: dict[str, object] = {"view": VIEW, "snapshot": snapshot(1)}
     worker, published = make_worker(state, scene)
-    assert worker.render_due()
+    finish(worker)
     state.update(view=replace(VIEW, frozen=True), snapshot=snapshot(2))
-    assert worker.render_due()
+    finish(worker)
     published.clear()
     state["snapshot"] = snapshot(3)
     assert not worker.render_due()
     state["view"] = replace(VIEW, frozen=True, level_hu=100.0)
     assert worker.render_due()
+    finish(worker)
     assert {f.snapshot_sequence for p in published for f in p.values()} == {2}
     state["view"] = replace(VIEW, level_hu=100.0)
     published.clear()
     assert worker.render_due()
+    finish(worker)
     assert {f.snapshot_sequence for p in published for f in p.values()} == {3}
 
 
