@@ -399,5 +399,4 @@ def patient_case(model: PatientModel) -> Case:
         landmarks=tuple(Landmark(name, point) for name, point in geometry.landmarks),
         divots=(Landmark(geometry.divot_name, geometry.divot),),
         paths=(PlannedPath("planned path", geometry.entry, geometry.target),),
-        ct_source=model.source,
     )

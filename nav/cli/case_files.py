@@ -65,7 +65,7 @@ class CaseFiles:
         loaded = load_ct(
             path, series=int(key) if key else None, progress=lambda n, of: progress(n / max(of, 1), "Reading slices")
         )
-        return Case(loaded.identity, loaded.volume, ct_source=loaded.source, warnings=loaded.warnings)
+        return Case(loaded.identity, loaded.volume, warnings=loaded.warnings)
 
     def _labels(self, path: str, progress: Progress) -> LabelMap:
         if self._label_map is None or self._label_map[0] != path:

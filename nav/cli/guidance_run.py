@@ -190,9 +190,7 @@ def guide_live(
 
 def _prepared(room: RoomConfig, case: Case, registration: Path | None) -> bool:
     """True when guidance can start without anything being done in the window."""
-    assumed = any(
-        c.kind == "rigid" and {room.reference_frame, room.ct_frame} <= set(c.frames) for c in room.calibrations
-    )
+    assumed = room.rigid_calibration(room.reference_frame, room.ct_frame) is not None
     return case.tumour is not None and (assumed or registration is not None)
 
 

@@ -224,6 +224,16 @@ class RoomConfig(_Model):
     applicator: ApplicatorChoice = Field(ApplicatorChoice(), description="applicator at start")
     simulation: SimulationConfig | None = Field(None, description="what the simulated room plays; only there")
 
+    def rigid_calibration(self, *frames: str) -> CalibrationConfig | None:
+        """The first rigid calibration that holds all of ``frames``, in either direction."""
+        wanted = set(frames)
+        return next((c for c in self.calibrations if c.kind == "rigid" and wanted <= set(c.frames)), None)
+
+    def marker_of(self, tip: str) -> str | None:
+        """The frame that the calibration of a tip joins it to; None when the tracker reports the tip itself."""
+        calibration = self.rigid_calibration(tip)
+        return None if calibration is None else next(f for f in calibration.frames if f != tip)
+
     @model_validator(mode="after")
     def _unique(self) -> Self:
         names = [s.name for s in self.sources]

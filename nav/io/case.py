@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass
 
 from nav.geometry.volume import Volume
 
@@ -66,6 +63,4 @@ class Case:
     landmarks: tuple[Landmark, ...] = ()
     divots: tuple[Landmark, ...] = ()
     paths: tuple[PlannedPath, ...] = ()
-    ct_source: str = ""
     warnings: tuple[str, ...] = ()
-    extra: dict[str, NDArray[np.float64]] = field(default_factory=dict)

@@ -110,7 +110,6 @@ def load_case(
         landmarks=landmarks,
         divots=divots,
         paths=plan.paths,
-        ct_source=ct.source,
         warnings=tuple(warnings),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,4 +134,3 @@ class NavigationSnapshot:
     faults: tuple[str, ...] = ()
     applicator: str = ""
     case_generation: int = 0
-    extra: dict[str, float] = field(default_factory=dict)

@@ -52,8 +52,6 @@ class StreamSet:
         self.tools: dict[str, ToolStream] = {}
         self.images: dict[tuple[str, str], ImageStream] = {}
         self._by_source: dict[str, list[StreamMonitor]] = {}
-        self.refused: dict[str, int] = {}
-        self.last_refusal = ""
         for source in room.sources:
             self._add_source(source)
 
@@ -102,22 +100,19 @@ class StreamSet:
         acquired = self.acquired_ns(message)
         for stream, report in known:
             if stream.source != message.source:
-                self._refuse(stream.name.wire, f"also sent by source {message.source}; ignored there")
-                continue
+                continue  # the configuration says which source this tool comes from
             pose: Rigid | None = None
             status = report.status
             if status is PoseStatus.OK and report.matrix is not None:
                 try:
                     pose = Rigid.from_matrix(report.matrix, stream.name)
-                except NotRigidError as error:
-                    self._refuse(stream.name.wire, str(error))
+                except NotRigidError:
                     status = PoseStatus.INVALID
             elif status is PoseStatus.OK:
                 status = PoseStatus.INVALID
             sample = PoseSample(pose, status, acquired, message.arrival_ns, message.sequence, message.sender_ns)
             if not self.graph.append(stream.name, sample):
-                self._refuse(stream.name.wire, "time stamp not after the one before")
-                continue
+                continue  # its time is not after the one before; the buffer counts it, and the stream ages
             if pose is None:
                 stream.monitor.on_lost(status, message.arrival_ns)
             else:
@@ -138,10 +133,6 @@ class StreamSet:
             if of == source:
                 stream.monitor.on_drop(count)
                 return
-
-    def _refuse(self, name: str, why: str) -> None:
-        self.refused[name] = self.refused.get(name, 0) + 1
-        self.last_refusal = f"{name}: {why}"
 
     # -- reading out ---------------------------------------------------------------------------------------------
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from nav.config.room import CalibrationConfig, RoomConfig
-from nav.geometry.frames import TransformName
+from nav.config.room import RoomConfig
 from nav.geometry.graph import FrameGraph
 from nav.geometry.poses import PoseRefusal, TimedPose
 from nav.geometry.rigid import Rigid
@@ -22,8 +21,8 @@ class TipErrorModel:
 
     def __init__(self, room: RoomConfig) -> None:
         self._room = room
-        self._tip = _calibration_of(room, room.needle_frame)
-        self._registration = _calibration_between(room, room.reference_frame, room.ct_frame)
+        self._tip = room.rigid_calibration(room.needle_frame)
+        self._registration = room.rigid_calibration(room.reference_frame, room.ct_frame)
 
     @property
     def tip_calibration(self) -> str:
@@ -48,19 +47,13 @@ class TipErrorModel:
             registration=registration,
             assumed=method == "assumed",
             stated_registration_rms_mm=stated,
-            ras_from_needle=self._marker(graph, self._needle_marker(), tip.time_ns),
+            ras_from_needle=self._marker(graph, self._room.marker_of(self._room.needle_frame), tip.time_ns),
             ras_from_reference=self._reference(graph, tip.time_ns),
             tip_calibrated=self.tip_calibration == "calibrated",
             tip_calibration_rms_mm=None if self._tip is None else self._tip.sigma_mm,
             speed_mm_s=self._speed(graph, tip),
             latency_s=(now_ns - tip.time_ns) / 1e9,
         )
-
-    def _needle_marker(self) -> str | None:
-        if self._tip is None:
-            return None
-        name = TransformName.parse(self._tip.name)
-        return name.to_frame if name.from_frame == self._room.needle_frame else name.from_frame
 
     def _marker(self, graph: FrameGraph, frame: str | None, time_ns: int) -> Rigid | None:
         if frame is None or frame == self._room.ct_frame:
@@ -87,13 +80,3 @@ class TipErrorModel:
         moved = tip.pose.translation - before.pose.translation
         # Only along the needle: tracker noise across it is in the budget already.
         return abs(float(moved @ tip.pose.rotation[:, 2])) / (SPEED_SPAN_NS / 1e9)
-
-
-def _calibration_of(room: RoomConfig, frame: str) -> CalibrationConfig | None:
-    rigid = [c for c in room.calibrations if c.kind == "rigid"]
-    return next((c for c in rigid if frame in TransformName.parse(c.name)), None)
-
-
-def _calibration_between(room: RoomConfig, a: str, b: str) -> CalibrationConfig | None:
-    rigid = [c for c in room.calibrations if c.kind == "rigid"]
-    return next((c for c in rigid if frozenset(TransformName.parse(c.name)) == frozenset((a, b))), None)

@@ -27,7 +27,6 @@ def case() -> Case:
         IDENTITY,
         Volume.of(np.zeros((12, 12, 12), np.int16), np.eye(4)),
         tumour=Volume.of(tumour, np.eye(4)),
-        ct_source="/archive/Doe_Jane/ct",
     )
 
 
