@@ -192,7 +192,7 @@ class NavigationCore:
     def _footswitch(self, message: TextMessage) -> None:
         try:
             event = event_from_dict(json.loads(message.text))
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             self._message = f"foot switch {message.device}: {error}"
             return
         self.apply(event, message.arrival_ns)
@@ -243,13 +243,13 @@ class NavigationCore:
     def _touch(self, tip: str, now_ns: int, dwell_s: float) -> Touch:
         frame = self.room.reference_frame
         newest = self.graph.newest_common_time(frame, tip)
-        self._refuse_old(f"{tip} in {frame}", newest, now_ns, self._lost_limit_ns(frame, tip))
+        self._refuse_old(tip, frame, newest, now_ns)
         touch = average_tip(self.graph, frame, tip, until_ns=newest, dwell_s=dwell_s)
         return replace(touch, covariance_mm2=self._touch_noise(frame, tip, newest, touch.samples))
 
     def _touch_noise(self, frame: str, tip: str, time_ns: int, samples: int) -> NDArray[np.float64] | None:
         """(3, 3) mm² of an averaged touch from the noise of both markers, by their lever arms at ``time_ns``."""
-        marker = next((c.frames.to_frame for c in self.room.calibrations if c.frames.from_frame == tip), None)
+        marker = self.room.marker_of(tip)
         try:
             reference_from_tip = self.graph.lookup(frame, tip, time_ns).pose
             reference_from_marker = None if marker is None else self.graph.lookup(frame, marker, time_ns).pose
@@ -313,22 +313,21 @@ class NavigationCore:
         ]
         return round(min(limits) * 1e6) if limits else 1 << 62
 
-    @staticmethod
-    def _refuse_old(what: str, time_ns: int, now_ns: int, limit_ns: int) -> None:
-        if now_ns - time_ns > limit_ns:
-            raise TooOld(f"{what}: newest pose is {(now_ns - time_ns) / 1e6:.0f} ms old, limit {limit_ns / 1e6:.0f} ms")
+    def _refuse_old(self, tip: str, frame: str, time_ns: int, now_ns: int) -> None:
+        age_ns, limit_ns = now_ns - time_ns, self._lost_limit_ns(frame, tip)
+        if age_ns > limit_ns:
+            raise TooOld(f"{tip} in {frame}: newest pose is {age_ns / 1e6:.0f} ms old, limit {limit_ns / 1e6:.0f} ms")
 
-    def locate(self, tip: str, now_ns: int, *, frame: str | None = None) -> TimedPose:
-        """The newest pose of a tip in RAS (or ``frame``), no older than the shortest limit of the streams it rests on.
+    def locate(self, tip: str, now_ns: int) -> TimedPose:
+        """The newest pose of a tip in RAS, no older than the shortest limit of the streams it rests on.
 
         Raises
         ------
         PoseRefusal
         """
-        to_frame = frame or self.room.ct_frame
-        newest = self.graph.newest_common_time(to_frame, tip)
-        self._refuse_old(f"{tip} in {to_frame}", newest, now_ns, self._lost_limit_ns(to_frame, tip))
-        return self.graph.lookup(to_frame, tip, newest)
+        newest = self.graph.newest_common_time(self.room.ct_frame, tip)
+        self._refuse_old(tip, self.room.ct_frame, newest, now_ns)
+        return self.graph.lookup(self.room.ct_frame, tip, newest)
 
     def _tool(self, tip: str, now_ns: int) -> tuple[ToolState, TimedPose | None, str]:
         try:

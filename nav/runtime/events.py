@@ -7,7 +7,10 @@ Keyboard, mouse, set-up panel and foot switch all end in these. An event carries
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from functools import cache
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 __all__ = [
     "AcknowledgeAlarm",
@@ -30,7 +33,8 @@ __all__ = [
     "event_to_dict",
 ]
 
-Point = tuple[float, float, float]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Point = tuple[Finite, Finite, Finite]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,7 @@ class CollectLandmark(OperatorEvent):
 
     kind: ClassVar[str] = "collect_landmark"
     name: str = ""
-    dwell_s: float = 0.3
+    dwell_s: Annotated[float, Field(gt=0.0, le=5.0)] = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,7 @@ class LoadRegistration(OperatorEvent):
     """Put a registration from a file in force: ``matrix`` maps Reference to RAS, row-major 16 numbers, mm."""
 
     kind: ClassVar[str] = "load_registration"
-    matrix: tuple[float, ...]
+    matrix: Annotated[tuple[Finite, ...], Field(min_length=16, max_length=16)]
     provenance: str = "file"
 
 
@@ -172,8 +176,21 @@ def event_to_dict(event: OperatorEvent) -> dict[str, Any]:
     return {"kind": event.kind, **asdict(event)}
 
 
-def event_from_dict(data: dict[str, Any]) -> OperatorEvent:
-    """The event of a dictionary made by `event_to_dict`; `ValueError` names an unknown kind or key."""
+@cache
+def _adapter(kind: str) -> TypeAdapter[OperatorEvent]:
+    return TypeAdapter(_BY_KIND[kind])
+
+
+def event_from_dict(data: Any) -> OperatorEvent:
+    """The event of a dictionary made by `event_to_dict`; types and ranges are checked, for it may come from a wire.
+
+    Raises
+    ------
+    ValueError
+        Naming an unknown kind or key, or every value that is not what its key allows.
+    """
+    if not isinstance(data, dict):
+        raise ValueError(f"operator event: {data!r} is not an object with a 'kind'")
     values = dict(data)
     kind = values.pop("kind", None)
     cls = _BY_KIND.get(kind) if isinstance(kind, str) else None
@@ -182,7 +199,10 @@ def event_from_dict(data: dict[str, Any]) -> OperatorEvent:
     allowed = {f.name for f in fields(cls)}
     unknown = sorted(set(values) - allowed)
     if unknown:
-        raise ValueError(
-            f"operator event {kind}: unknown keys {', '.join(unknown)}; known: {', '.join(sorted(allowed))}"
-        )
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        known = ", ".join(sorted(allowed))
+        raise ValueError(f"operator event {kind}: unknown keys {', '.join(unknown)}; known: {known}")
+    try:
+        return _adapter(cls.kind).validate_python(values)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"operator event {kind}: {wrong}") from None

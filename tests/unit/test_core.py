@@ -25,7 +25,7 @@ from nav.runtime.events import (
     StartGuidance,
     UseLandmark,
 )
-from nav.runtime.messages import LinkMessage, LinkState, Message, PoseMessage, StatusMessage, ToolReport
+from nav.runtime.messages import LinkMessage, LinkState, Message, PoseMessage, StatusMessage, TextMessage, ToolReport
 from nav.runtime.slots import Batch, CutFeed
 from nav.runtime.snapshot import NavigationSnapshot
 from nav.runtime.summary import navigation_numbers
@@ -251,6 +251,38 @@ def test_mistaken_events_are_explained_and_change_nothing(essentials: CaseEssent
         assert words in snapshot.setup.message
         assert snapshot.registration is None
         assert np.array_equal(snapshot.target_ras, before.target_ras)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"kind": "load_registration", "matrix": [1, 2, 3]}', "matrix"),
+        ('{"kind": "collect_landmark", "dwell_s": NaN}', "dwell_s"),
+        ('{"kind": "collect_landmark", "dwell_s": 1e9}', "dwell_s"),
+        ('{"kind": "set_plan", "target": "abc"}', "target"),
+        ('{"kind": "set_plan", "target": [1, 2, Infinity]}', "target"),
+        ('{"kind": "select_landmark", "name": {}}', "name"),
+        ('{"kind": "load_case", "sha256": 7}', "sha256"),
+        ('{"kind": "breath_hold", "held": "maybe"}', "held"),
+        ('{"kind": "start_guidance", "now": true}', "unknown keys"),
+        ('{"kind": []}', "unknown; known"),
+        ("[1, 2]", "not an object"),
+        ("not json", "FootSwitch"),
+    ],
+)
+def test_a_foot_switch_that_sends_nonsense_is_explained_and_changes_nothing(
+    essentials: CaseEssentials, content: str, words: str
+) -> None:
+    core = NavigationCore(simulated_room(), essentials)
+    before = core.tick(Batch((), (), {}), [], START_NS)
+    message = TextMessage("tracker", 0, START_NS + 1, "FootSwitch", None, {}, content)
+    after = core.tick(Batch((message,), (), {"tracker": 1}), [], START_NS + 1)
+    assert words in after.setup.message
+    assert after.breath_hold is None
+    assert after.registration is None
+    assert after.setup.done == before.setup.done
+    assert after.setup.active_landmark == before.setup.active_landmark
+    assert np.array_equal(after.target_ras, before.target_ras)
 
 
 def test_power_outside_the_chart_gives_no_zone_and_says_why(
