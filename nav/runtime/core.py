@@ -360,6 +360,9 @@ class NavigationCore:
                 zone = place_zone(self._applicator, self._power_w, self._time_s, timed.pose)
                 if self.case.tumour is not None:
                     margin = compute_margin(self.case.tumour, zone, uncertainty.covariance_mm2)
+        # Placed before the gate judges: an image that cannot be used is a fault that it tells.
+        image, fluoro = (self._images.newest(role, now_ns) for role in ("ultrasound", "fluoro"))
+        faults = (*faults, *self._images.problems())
         gate = self._judge(health, refusal, registration, uncertainty, timed, now_ns, faults)
         if gate.state is GateState.BLANK:
             guidance = zone = margin = uncertainty = None
@@ -381,8 +384,8 @@ class NavigationCore:
             setup=self._setup_state(),
             target_ras=self._target,
             entry_ras=self._entry,
-            image=self._images.newest("ultrasound", now_ns),
-            fluoro=self._images.newest("fluoro", now_ns),
+            image=image,
+            fluoro=fluoro,
             breath_hold=self._breath_hold,
             recording=recording,
             faults=faults,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from nav.config.room import ImageStreamConfig, RoomConfig
 from nav.geometry.frames import TransformName
 from nav.geometry.graph import FrameGraph
 from nav.geometry.poses import NotYet, PoseRefusal
 from nav.geometry.rigid import PixelMap
+from nav.imaging.blend import grey_plane
 from nav.runtime.messages import ImageMessage
 from nav.runtime.snapshot import TrackedImage
 
@@ -23,6 +26,7 @@ class _Slot:
     waiting_acquired_ns: int = 0
     shown: TrackedImage | None = None
     refusal: str = ""
+    problem: str = ""
 
 
 class ImagePlacer:
@@ -44,6 +48,13 @@ class ImagePlacer:
         """The newest image of a stream; replaces one that still waits."""
         slot = self._slots[config.name]
         slot.waiting, slot.waiting_acquired_ns = message, acquired_ns
+        slot.refusal = slot.problem = ""
+        if config.role == "ultrasound":
+            # What cannot be drawn is refused here and said, not by the thread that draws.
+            try:
+                slot.waiting = replace(message, array=grey_plane(message.array)[np.newaxis])
+            except ValueError as error:
+                slot.problem, slot.waiting = str(error), None
 
     def newest(self, role: str, now_ns: int) -> TrackedImage | None:
         """The newest placed image of a role within its stream's limit; None otherwise, never an old one."""
@@ -62,6 +73,10 @@ class ImagePlacer:
         # An overlay of a live image disappears sooner than a number: 200 ms, or 5 periods of a slow stream.
         return max(200.0, 5.0 * slot.config.period_ms)
 
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with the images themselves, one text per stream concerned (a late pose is no such problem)."""
+        return tuple(f"{slot.config.name}: {slot.problem}" for slot in self._slots.values() if slot.problem)
+
     def refusal(self, role: str) -> str:
         """Why the newest image of a role could not be placed; empty when it could."""
         return next((s.refusal for s in self._slots.values() if s.config.role == role), "")
@@ -74,8 +89,7 @@ class ImagePlacer:
         try:
             if slot.config.placed_by == "calibration":
                 if slot.pixel_map is None:
-                    slot.refusal, slot.waiting = f"no pixel calibration from frame {slot.config.frame}", None
-                    return
+                    raise ValueError(f"no pixel calibration from frame {slot.config.frame}; add it to the room")
                 pixels = _shifted(slot.pixel_map, message.index_offset)
             else:
                 pixels = PixelMap.from_matrix(message.mm_from_index, _header_name(slot.config.frame))
@@ -84,10 +98,13 @@ class ImagePlacer:
                 pixels = pixels.placed_by(timed.pose)
         except NotYet:
             return
-        except (PoseRefusal, ValueError) as error:
+        except PoseRefusal as error:
             slot.refusal, slot.waiting = str(error), None
             return
-        slot.refusal, slot.waiting = "", None
+        except ValueError as error:
+            slot.problem, slot.waiting = str(error), None
+            return
+        slot.waiting = None
         slot.shown = TrackedImage(
             message.device, message.array, pixels.matrix, time_ns, message.arrival_ns, message.sequence
         )

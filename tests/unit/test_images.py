@@ -98,6 +98,41 @@ def test_an_image_in_a_gap_of_the_poses_is_refused_with_the_reason(graph: FrameG
     assert "apart" in placer.refusal("ultrasound")
 
 
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((1, 4, 4), np.int16), "dtype int16"),
+        (np.zeros((1, 4, 4), np.float32), "dtype float32"),
+        (np.zeros((3, 4, 4), np.uint8), "3 slices"),
+    ],
+)
+def test_an_ultrasound_image_that_cannot_be_drawn_is_a_problem_until_a_good_one_comes(
+    graph: FrameGraph, placer: ImagePlacer, array: np.ndarray, words: str
+) -> None:
+    config = streams()["ultrasound"]
+    pose(graph, 100, 0.0)
+    bad = ImageMessage("us", 1, 100 * MS, "Image", None, {}, array=array)
+    placer.take(config, bad, 100 * MS)  # type: ignore[arg-type]
+    assert placer.newest("ultrasound", 101 * MS) is None
+    assert len(placer.problems()) == 1
+    assert words in placer.problems()[0]
+    placer.take(config, image(100), 100 * MS)  # type: ignore[arg-type]
+    assert placer.newest("ultrasound", 102 * MS) is not None
+    assert placer.problems() == ()
+
+
+def test_colour_becomes_grey(graph: FrameGraph, placer: ImagePlacer) -> None:
+    pose(graph, 100, 0.0)
+    colour = np.zeros((1, 4, 4, 3), np.uint8)
+    colour[..., 0] = 90
+    message = ImageMessage("us", 1, 100 * MS, "Image", None, {}, array=colour)
+    placer.take(streams()["ultrasound"], message, 100 * MS)  # type: ignore[arg-type]
+    placed = placer.newest("ultrasound", 101 * MS)
+    assert placed is not None
+    assert placed.array.shape == (1, 4, 4)
+    assert (placed.array == 30).all()
+
+
 def test_an_image_with_its_own_matrix_needs_no_pose(placer: ImagePlacer) -> None:
     matrix = np.diag([0.7, 0.7, 4.0, 1.0])
     matrix[:3, 3] = (1.0, 2.0, 3.0)
