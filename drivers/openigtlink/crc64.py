@@ -1,20 +1,18 @@
 """CRC-64 of the OpenIGTLink body: ECMA-182, polynomial 42F0E1EBA9EA3693, MSB first, initial value 0, no final XOR.
 
 Sixteen bytes per step (slicing-by-16, Kounavis and Berry, IEEE Trans. Comput. 57(11), 2008), without the GIL, so that
-the check of a large image does not stop any other thread.
+the check of a large image does not stop any other thread. The kernel stands with the one that receives, which calls it.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from drivers.openigtlink.receive_kernel import crc64_kernel
 from nav.geometry.kernels import KernelSpec
 
-__all__ = ["KERNELS", "POLYNOMIAL", "crc64", "crc64_kernel", "make_tables"]
+__all__ = ["KERNELS", "POLYNOMIAL", "crc64", "make_tables"]
 
 #: ECMA-182, without the leading x^64.
 POLYNOMIAL = 0x42F0E1EBA9EA3693
@@ -35,46 +33,6 @@ def make_tables() -> NDArray[np.uint64]:
 
 
 _TABLES = make_tables()
-
-
-@njit(nogil=True, cache=True)
-def crc64_kernel(data: Any, tables: Any, seed: Any) -> Any:
-    """Continue the CRC ``seed`` over ``data``.
-
-    Parameters
-    ----------
-    data : (n,) uint8, C-contiguous
-    tables : (16, 256) uint64 of `make_tables`
-    seed : uint64
-        CRC of everything before ``data``; 0 at the start.
-
-    Returns
-    -------
-    uint64
-    """
-    crc = seed
-    byte = np.uint64(0xFF)
-    n = data.shape[0]
-    whole = n - n % 16
-    for at in range(0, whole, 16):
-        high = np.uint64(0)
-        for b in range(8):
-            high = (high << np.uint64(8)) | np.uint64(data[at + b])
-        crc ^= high
-        acc = tables[15, crc >> np.uint64(56)]
-        acc ^= tables[14, (crc >> np.uint64(48)) & byte]
-        acc ^= tables[13, (crc >> np.uint64(40)) & byte]
-        acc ^= tables[12, (crc >> np.uint64(32)) & byte]
-        acc ^= tables[11, (crc >> np.uint64(24)) & byte]
-        acc ^= tables[10, (crc >> np.uint64(16)) & byte]
-        acc ^= tables[9, (crc >> np.uint64(8)) & byte]
-        acc ^= tables[8, crc & byte]
-        for b in range(8):
-            acc ^= tables[7 - b, data[at + 8 + b]]
-        crc = acc
-    for at in range(whole, n):
-        crc = (crc << np.uint64(8)) ^ tables[0, (crc >> np.uint64(56)) ^ np.uint64(data[at])]
-    return crc
 
 
 KERNELS: tuple[KernelSpec, ...] = (

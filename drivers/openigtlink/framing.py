@@ -11,9 +11,28 @@ from collections import Counter
 
 from drivers.openigtlink.wire import HEADER_SIZE, Header, Limits, PeerGone, WireError, check_crc, parse_header
 
-__all__ = ["Framer"]
+__all__ = ["Framer", "keeps"]
 
 _STAGING_BYTES = 1 << 16
+
+
+def keeps(header: Header, limits: Limits) -> bool:
+    """Whether a message is kept (True) or read past (False), by its header alone.
+
+    Raises
+    ------
+    WireError
+        When its body is larger than may even be read past.
+    """
+    limit = limits.decoded.get(header.type_name, limits.skipped)
+    if header.body_size > limit:
+        raise WireError(
+            f"body size of {header.type_name} {header.device!r}",
+            offset=42,
+            value=header.body_size,
+            limit=f"{limit} bytes",
+        )
+    return header.type_name in limits.decoded or header.body_size <= limits.kept
 
 
 class Framer:
@@ -139,17 +158,7 @@ class Framer:
 
     def _open(self) -> None:
         header = parse_header(self._head)
-        limit = self.limits.decoded.get(header.type_name)
-        if limit is not None or header.body_size > self.limits.skipped:
-            limit = self.limits.skipped if limit is None else limit
-            if header.body_size > limit:
-                raise WireError(
-                    f"body size of {header.type_name} {header.device!r}",
-                    offset=42,
-                    value=header.body_size,
-                    limit=f"{limit} bytes",
-                )
-        elif header.body_size > self.limits.kept:
+        if not keeps(header, self.limits):
             self.skipped[header.type_name] += 1
             self._to_skip = header.body_size
             self._head.clear()

@@ -26,6 +26,8 @@ __all__ = [
     "PeerGone",
     "WireError",
     "WireMessage",
+    "check_crc",
+    "crc_mismatch",
     "ns_from_stamp",
     "pack_message",
     "parse_header",
@@ -203,12 +205,17 @@ def check_crc(header: Header, body: bytes | bytearray | memoryview) -> None:
     """Raise `WireError` when the body does not have the CRC that the header states."""
     found = crc64(body)
     if found != header.crc:
-        raise WireError(
-            f"CRC of {header.type_name} {header.device!r}",
-            offset=50,
-            value=f"{header.crc:016x}",
-            limit=f"{found:016x} for the body received",
-        )
+        raise crc_mismatch(header, found)
+
+
+def crc_mismatch(header: Header, found: int) -> WireError:
+    """What to raise for a body whose CRC is ``found``."""
+    return WireError(
+        f"CRC of {header.type_name} {header.device!r}",
+        offset=50,
+        value=f"{header.crc:016x}",
+        limit=f"{found:016x} for the body received",
+    )
 
 
 def parse_message(raw: bytes) -> WireMessage:

@@ -1,0 +1,570 @@
+"""Receiving without the interpreter: read the socket, frame, check the CRC, stamp, and put into a ring.
+
+Nothing that other Python threads do can delay this: the kernel holds no GIL from its entry until the connection ends,
+and calls the C library itself. `Framer` is its plain twin: the same bytes give the same messages, in any split, and end
+in the same error.
+
+What stands between the receiving thread (`receive_kernel`) and the taking thread (`take_kernel`), all under one mutex
+of the C library, held for some hundred nanoseconds:
+
+* ``descriptors``: a ring of messages in the order of their arrival;
+* ``ring``: the bytes of small messages, one behind the other. When it is full, the socket is not read: nothing is lost;
+* ``slots``: buffers for large messages, each handed over whole to whoever takes it. When all are full, the oldest
+  image that waits is given up for the new one (a descriptor without bytes remains, so that it is counted); messages of
+  other types wait, like small ones.
+
+The CRC of a large body is formed piece by piece, each while it is still in the cache and the peer sends the next.
+POSIX only: ``recv``, ``setsockopt``, ``clock_gettime``, ``poll``, ``write``, ``pthread_mutex_*`` are resolved by name in
+the process.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+from nav.geometry.kernels import KernelSpec
+
+__all__ = ["KERNELS", "crc64_kernel", "post_kernel", "put_slot_kernel", "receive_kernel", "take_kernel"]
+
+# --------------------------------------------------------------------------------------------------- control words
+# One int64 array; the indices are constants of the code, never parameters.
+STOP = 0  # set to 1 by the owner: return soon
+HEAD, TAIL = 1, 2  # descriptors put, and taken
+RING_HEAD, RING_TAIL = 3, 4  # bytes of ``ring`` given out, and freed
+NEED, NEED_SLOT = 5, 6  # NEED_BUFFER: bytes wanted in which slot
+SILENT_NS, STALL_NS = 7, 8  # limits; 0: none
+KEPT, SKIPPED = 9, 10  # size limits of types without one of their own
+EVENT_FD = 11  # gets the number of messages put
+FOUND_CRC = 12  # of the message that failed
+RECEIVED = 13  # messages completed on this connection
+WAITS = 14  # times that the socket was not read because there was no room
+DROPPED = 15  # images given up for newer ones
+LAST_NS = 16  # of the last byte
+# The state of framing, kept over returns; `reset` for a new connection.
+PHASE, HAVE, TOTAL, ADDRESS, SLOT, RING_END, CRC, BEGAN_NS = 17, 18, 19, 20, 21, 22, 23, 24
+STAGE_AT, STAGE_END, LEFT = 25, 26, 27
+CONTROL_WORDS = 32
+
+# Phases.
+IN_HEADER, IN_BODY, SKIPPING, WANTS_ROOM = 0, 1, 2, 3
+
+# What the kernel returns.
+STOPPED, PEER_CLOSED, RECEIVE_FAILED = 0, 1, 2
+BAD_HEADER, BAD_SIZE, BAD_CRC = 3, 4, 5
+NEED_BUFFER, SILENT, STALLED = 6, 7, 8
+
+# Kinds of descriptors, and their columns.
+SMALL, LARGE, DROPPED_IMAGE, PASSED_OVER, NOTE = 1, 2, 3, 4, 5
+KIND, WHERE, LENGTH, ARRIVAL_NS, FREE_TO = 0, 1, 2, 3, 4
+DESCRIPTOR_WORDS = 8
+
+# Columns of ``slots``, and their states.
+SLOT_ADDRESS, SLOT_SIZE, SLOT_STATE, SLOT_DESCRIPTOR = 0, 1, 2, 3
+FREE, FILLING, WAITING, TAKEN = 0, 1, 2, 3
+
+HEADER_BYTES = 58
+#: Where the type's name without padding stands in ``head``.
+CLEAN_TYPE, HEAD_BYTES = 64, 80
+#: Messages up to this size, header included, go through ``ring``.
+SMALL_BYTES = 1 << 16
+#: The rest of a body is read in pieces of at most this size, each checked while it is in the cache.
+_PIECE_BYTES = 1 << 18
+
+_CLOCK_MONOTONIC = 1
+_IPPROTO_TCP, _TCP_QUICKACK = 6, 12
+_EINTR, _EAGAIN = 4, 11
+
+# ------------------------------------------------------------------------------------------------------ C library
+
+_recv = types.ExternalFunction("recv", types.int64(types.int32, types.uint64, types.uint64, types.int32))
+_setsockopt = types.ExternalFunction(
+    "setsockopt", types.int32(types.int32, types.int32, types.int32, types.uint64, types.uint32)
+)
+_clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.uint64))
+_poll = types.ExternalFunction("poll", types.int32(types.uint64, types.uint64, types.int32))
+_write = types.ExternalFunction("write", types.int64(types.int32, types.uint64, types.uint64))
+_errno_location = types.ExternalFunction("__errno_location", types.uint64())
+_lock = types.ExternalFunction("pthread_mutex_lock", types.int32(types.uint64))
+_unlock = types.ExternalFunction("pthread_mutex_unlock", types.int32(types.uint64))
+
+
+@intrinsic
+def _pointer(typingctx: Any, address: Any) -> Any:  # noqa: ARG001 (numba's convention)
+    """An address as a pointer that `carray` takes."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
+        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.uint64), codegen
+
+
+# ---------------------------------------------------------------------------------------------------------- kernels
+
+
+@njit(nogil=True, cache=True)
+def _crc64(data: Any, tables: Any, seed: Any) -> Any:
+    crc = seed
+    byte = np.uint64(0xFF)
+    n = data.shape[0]
+    whole = n - n % 16
+    for at in range(0, whole, 16):
+        high = np.uint64(0)
+        for b in range(8):
+            high = (high << np.uint64(8)) | np.uint64(data[at + b])
+        crc ^= high
+        acc = tables[15, crc >> np.uint64(56)]
+        acc ^= tables[14, (crc >> np.uint64(48)) & byte]
+        acc ^= tables[13, (crc >> np.uint64(40)) & byte]
+        acc ^= tables[12, (crc >> np.uint64(32)) & byte]
+        acc ^= tables[11, (crc >> np.uint64(24)) & byte]
+        acc ^= tables[10, (crc >> np.uint64(16)) & byte]
+        acc ^= tables[9, (crc >> np.uint64(8)) & byte]
+        acc ^= tables[8, crc & byte]
+        for b in range(8):
+            acc ^= tables[7 - b, data[at + 8 + b]]
+        crc = acc
+    for at in range(whole, n):
+        crc = (crc << np.uint64(8)) ^ tables[0, (crc >> np.uint64(56)) ^ np.uint64(data[at])]
+    return crc
+
+
+@njit(nogil=True, cache=True)
+def crc64_kernel(data: Any, tables: Any, seed: Any) -> Any:
+    """Continue the CRC ``seed`` over ``data``.
+
+    Parameters
+    ----------
+    data : (n,) uint8, C-contiguous
+    tables : (16, 256) uint64 of `drivers.openigtlink.crc64.make_tables`
+    seed : uint64
+        CRC of everything before ``data``; 0 at the start.
+
+    Returns
+    -------
+    uint64
+    """
+    return _crc64(data, tables, seed)
+
+
+@njit(nogil=True, cache=True)
+def _now_ns(timespec: Any) -> Any:
+    _clock_gettime(np.int32(_CLOCK_MONOTONIC), np.uint64(timespec.ctypes.data))
+    return timespec[0] * 1_000_000_000 + timespec[1]
+
+
+@njit(nogil=True, cache=True)
+def _pause(scratch: Any) -> Any:
+    """Wait a millisecond for room."""
+    _poll(np.uint64(scratch.ctypes.data), np.uint64(0), np.int32(1))
+
+
+@njit(nogil=True, cache=True)
+def _matches(head: Any, name: Any) -> Any:
+    for b in range(12):
+        if head[CLEAN_TYPE + b] != name[b]:
+            return False
+    return True
+
+
+@njit(nogil=True, cache=True)
+def _clean_type(head: Any) -> Any:
+    """Write the type's name without what follows it (NUL or blanks, by sender) behind the header; False when it is no
+    printable name."""
+    end = 0
+    while end < 12 and head[2 + end] != 0:
+        end += 1
+    while end > 0 and head[2 + end - 1] == 0x20:
+        end -= 1
+    if end == 0:
+        return False
+    for b in range(12):
+        head[CLEAN_TYPE + b] = head[2 + b] if b < end else np.uint8(0)
+        if b < end and (head[2 + b] < 0x21 or head[2 + b] > 0x7E):
+            return False
+    return True
+
+
+@njit(nogil=True, cache=True)
+def _tell(control: Any, count: Any, scratch: Any) -> Any:
+    """Wake the taking thread for ``count`` messages."""
+    if count > 0:
+        scratch[0] = count
+        _write(np.int32(control[EVENT_FD]), np.uint64(scratch.ctypes.data), np.uint64(8))
+
+
+@njit(nogil=True, cache=True)
+def _put(
+    control: Any, descriptors: Any, headers: Any, mutex: Any, head: Any, words: Any, untold: Any, scratch: Any
+) -> Any:
+    """Put one descriptor; waits for room, after waking the taking thread for those it was not told of yet.
+
+    Returns the number of messages it has not been told of now; -1 when told to stop while waiting.
+    """
+    address = np.uint64(mutex.ctypes.data)
+    n = descriptors.shape[0]
+    while True:
+        _lock(address)
+        if control[HEAD] - control[TAIL] < n:
+            at = control[HEAD] % n
+            for w in range(5):
+                descriptors[at, w] = words[w]
+            for b in range(HEADER_BYTES):
+                headers[at, b] = head[b]
+            control[HEAD] += 1
+            _unlock(address)
+            return untold + 1
+        _unlock(address)
+        _tell(control, untold, scratch)
+        untold = 0
+        if control[STOP] != 0:
+            return -1
+        control[WAITS] += 1
+        _pause(scratch)
+
+
+@njit(nogil=True, cache=True)
+def _find_slot(control: Any, descriptors: Any, headers: Any, slots: Any, mutex: Any, head: Any, image: Any) -> Any:
+    """A slot for a message of ``control[TOTAL]`` bytes, now FILLING; -1 when all are in use and nothing may go."""
+    address = np.uint64(mutex.ctypes.data)
+    n = descriptors.shape[0]
+    total = control[TOTAL]
+    _lock(address)
+    best = -1
+    for s in range(slots.shape[0]):
+        if slots[s, SLOT_STATE] == FREE:
+            if slots[s, SLOT_SIZE] >= total:
+                if best < 0 or slots[best, SLOT_SIZE] < total or slots[s, SLOT_SIZE] < slots[best, SLOT_SIZE]:
+                    best = s
+            elif best < 0:
+                best = s
+    if best < 0 and image:
+        # The oldest waiting image of this very stream; failing that, the oldest of any.
+        for own in range(2):
+            oldest = np.int64(-1)
+            for s in range(slots.shape[0]):
+                if slots[s, SLOT_STATE] != WAITING:
+                    continue
+                at = slots[s, SLOT_DESCRIPTOR] % n
+                if descriptors[at, FREE_TO] != 1:  # not an image
+                    continue
+                same = True
+                if own == 0:
+                    for b in range(2, 34):
+                        if headers[at, b] != head[b]:
+                            same = False
+                            break
+                if same and (oldest < 0 or slots[s, SLOT_DESCRIPTOR] < oldest):
+                    oldest = slots[s, SLOT_DESCRIPTOR]
+                    best = s
+            if best >= 0:
+                break
+        if best >= 0:
+            descriptors[slots[best, SLOT_DESCRIPTOR] % n, KIND] = DROPPED_IMAGE
+            control[DROPPED] += 1
+    if best >= 0:
+        slots[best, SLOT_STATE] = FILLING
+    _unlock(address)
+    return best
+
+
+@njit(nogil=True, cache=True)
+def receive_kernel(
+    fd: Any,
+    control: Any,
+    head: Any,
+    staging: Any,
+    ring: Any,
+    descriptors: Any,
+    headers: Any,
+    slots: Any,
+    mutex: Any,
+    type_names: Any,
+    type_limits: Any,
+    tables: Any,
+    scratch: Any,
+) -> Any:
+    """Receive until something happens that Python has to decide on.
+
+    Parameters
+    ----------
+    fd : int64
+        Blocking socket with a receive time-out (about 0.1 s), after which limits and the stop flag are looked at.
+    control : (32,) int64
+        Control words and the state of framing.
+    head : (80,) uint8
+        The header being received (after BAD_* the one concerned), and from 64 on its type without padding.
+    staging : (m,) uint8
+        Where small pieces are received.
+    ring : (r,) uint8
+        At least twice the largest small message.
+    descriptors, headers : (d, 8) int64, (d, 64) uint8
+    slots : (s, 4) int64
+        Address, size, state, descriptor.
+    mutex : (8,) uint64
+        A ``pthread_mutex_t``, all zero when made.
+    type_names, type_limits : (t, 12) uint8, (t, 2) int64
+        Types with a size limit of their own: limit, and 1 where a newer message replaces an older one (images).
+    tables : (16, 256) uint64
+        Of the CRC.
+    scratch : (4,) int64
+
+    Returns
+    -------
+    int64
+        STOPPED, PEER_CLOSED, RECEIVE_FAILED (errno in ``scratch[3]``), BAD_HEADER, BAD_SIZE, BAD_CRC, NEED_BUFFER
+        (call again once the slot has it), SILENT, STALLED.
+    """
+    words = np.zeros(5, np.int64)
+    one = np.ones(1, np.int32)
+    untold = 0
+    staging_address = np.uint64(staging.ctypes.data)
+    ring_size = ring.shape[0]
+    while True:
+        # ---------------------------------------------------------------------------- take apart what is there
+        while True:
+            phase = control[PHASE]
+            there = control[STAGE_END] - control[STAGE_AT]
+            if phase == IN_HEADER:
+                if there == 0:
+                    break
+                step = min(HEADER_BYTES - control[HAVE], there)
+                for b in range(step):
+                    head[control[HAVE] + b] = staging[control[STAGE_AT] + b]
+                control[HAVE] += step
+                control[STAGE_AT] += step
+                if control[HAVE] < HEADER_BYTES:
+                    break
+                version = (np.int64(head[0]) << 8) | np.int64(head[1])
+                if (version != 1 and version != 2) or not _clean_type(head):
+                    _tell(control, untold, scratch)
+                    return BAD_HEADER
+                size = np.uint64(0)
+                for b in range(8):
+                    size = (size << np.uint64(8)) | np.uint64(head[42 + b])
+                limit, known = control[SKIPPED], False
+                for t in range(type_names.shape[0]):
+                    if _matches(head, type_names[t]):
+                        limit, known = type_limits[t, 0], True
+                        break
+                if size > np.uint64(limit):
+                    _tell(control, untold, scratch)
+                    return BAD_SIZE
+                if not known and size > np.uint64(control[KEPT]):
+                    control[PHASE], control[LEFT] = SKIPPING, np.int64(size)
+                else:
+                    control[TOTAL] = HEADER_BYTES + np.int64(size)
+                    control[PHASE] = WANTS_ROOM
+            elif phase == WANTS_ROOM:
+                total = control[TOTAL]
+                image = False
+                for t in range(type_names.shape[0]):
+                    if type_limits[t, 1] == 1 and _matches(head, type_names[t]):
+                        image = True
+                if total <= SMALL_BYTES:
+                    begin = control[RING_HEAD]
+                    if ring_size - begin % ring_size < total:
+                        begin += ring_size - begin % ring_size
+                    while begin + total - control[RING_TAIL] > ring_size:
+                        _tell(control, untold, scratch)
+                        untold = 0
+                        if control[STOP] != 0:
+                            return STOPPED
+                        control[WAITS] += 1
+                        _pause(scratch)
+                    control[RING_HEAD] = control[RING_END] = begin + total
+                    control[SLOT] = -1
+                    control[ADDRESS] = np.int64(ring.ctypes.data) + begin % ring_size
+                else:
+                    slot = control[SLOT] if control[NEED] != 0 else -1
+                    while slot < 0:
+                        slot = _find_slot(control, descriptors, headers, slots, mutex, head, image)
+                        if slot < 0:
+                            _tell(control, untold, scratch)
+                            untold = 0
+                            if control[STOP] != 0:
+                                return STOPPED
+                            control[WAITS] += 1
+                            _pause(scratch)
+                    control[SLOT] = slot
+                    if slots[slot, SLOT_SIZE] < total:
+                        control[NEED], control[NEED_SLOT] = total, slot
+                        _tell(control, untold, scratch)
+                        return NEED_BUFFER
+                    control[NEED] = 0
+                    control[ADDRESS] = slots[slot, SLOT_ADDRESS]
+                message = carray(_pointer(np.uint64(control[ADDRESS])), (HEADER_BYTES,), np.uint8)
+                for b in range(HEADER_BYTES):
+                    message[b] = head[b]
+                control[HAVE], control[CRC] = HEADER_BYTES, 0
+                control[PHASE] = IN_BODY
+            elif phase == IN_BODY:
+                step = min(control[TOTAL] - control[HAVE], there)
+                if step > 0:
+                    piece = carray(_pointer(np.uint64(control[ADDRESS] + control[HAVE])), (step,), np.uint8)
+                    piece[:] = staging[control[STAGE_AT] : control[STAGE_AT] + step]
+                    control[CRC] = np.int64(_crc64(piece, tables, np.uint64(control[CRC])))
+                    control[HAVE] += step
+                    control[STAGE_AT] += step
+                if control[HAVE] < control[TOTAL]:
+                    break
+                stated = np.uint64(0)
+                for b in range(8):
+                    stated = (stated << np.uint64(8)) | np.uint64(head[50 + b])
+                if stated != np.uint64(control[CRC]):
+                    control[FOUND_CRC] = control[CRC]
+                    _tell(control, untold, scratch)
+                    return BAD_CRC
+                words[LENGTH], words[ARRIVAL_NS] = control[TOTAL], _now_ns(scratch)
+                if control[SLOT] < 0:
+                    words[KIND] = SMALL
+                    words[WHERE] = (control[RING_END] - control[TOTAL]) % ring_size
+                    words[FREE_TO] = control[RING_END]
+                else:
+                    words[KIND], words[WHERE], words[FREE_TO] = LARGE, control[SLOT], 0
+                    for t in range(type_names.shape[0]):
+                        if type_limits[t, 1] == 1 and _matches(head, type_names[t]):
+                            words[FREE_TO] = 1
+                    # Before it is put: who takes it finds the slot waiting.
+                    slots[control[SLOT], SLOT_DESCRIPTOR] = control[HEAD]
+                    slots[control[SLOT], SLOT_STATE] = WAITING
+                untold = _put(control, descriptors, headers, mutex, head, words, untold, scratch)
+                if untold < 0:
+                    return STOPPED
+                control[RECEIVED] += 1
+                control[PHASE], control[HAVE], control[BEGAN_NS] = IN_HEADER, 0, control[LAST_NS]
+            else:  # SKIPPING
+                step = min(control[LEFT], there)
+                control[LEFT] -= step
+                control[STAGE_AT] += step
+                if control[LEFT] > 0:
+                    break
+                words[KIND], words[WHERE], words[LENGTH], words[FREE_TO] = PASSED_OVER, 0, HEADER_BYTES, 0
+                words[ARRIVAL_NS] = _now_ns(scratch)
+                untold = _put(control, descriptors, headers, mutex, head, words, untold, scratch)
+                if untold < 0:
+                    return STOPPED
+                control[PHASE], control[HAVE], control[BEGAN_NS] = IN_HEADER, 0, control[LAST_NS]
+        _tell(control, untold, scratch)
+        untold = 0
+        # ------------------------------------------------------------------------------------------- and receive
+        if control[STOP] != 0:
+            return STOPPED
+        # Re-armed for each read: cures 40 ms pauses of senders that leave Nagle's algorithm on.
+        _setsockopt(
+            np.int32(fd), np.int32(_IPPROTO_TCP), np.int32(_TCP_QUICKACK), np.uint64(one.ctypes.data), np.uint32(4)
+        )
+        direct = control[PHASE] == IN_BODY and control[TOTAL] - control[HAVE] > staging.shape[0]
+        if direct:
+            # Straight into its place, and never beyond this message.
+            address = np.uint64(control[ADDRESS] + control[HAVE])
+            room = min(control[TOTAL] - control[HAVE], np.int64(_PIECE_BYTES))
+        else:
+            address, room = staging_address, np.int64(staging.shape[0])
+        count = _recv(np.int32(fd), address, np.uint64(room), np.int32(0))
+        if count < 0:
+            code = carray(_pointer(_errno_location()), (1,), np.int32)[0]
+            if code != _EAGAIN and code != _EINTR:
+                scratch[3] = code
+                return RECEIVE_FAILED
+        elif count == 0:
+            return PEER_CLOSED
+        now = _now_ns(scratch)
+        pending = control[PHASE] != IN_HEADER or control[HAVE] > 0
+        if not pending and count > 0:
+            control[BEGAN_NS] = now
+        if count > 0:
+            control[LAST_NS] = now
+            if direct:
+                piece = carray(_pointer(address), (count,), np.uint8)
+                control[CRC] = np.int64(_crc64(piece, tables, np.uint64(control[CRC])))
+                control[HAVE] += count
+            else:
+                control[STAGE_AT], control[STAGE_END] = 0, count
+        elif control[SILENT_NS] > 0 and now - control[LAST_NS] > control[SILENT_NS]:
+            return SILENT
+        if pending and control[STALL_NS] > 0:
+            expected = np.int64(HEADER_BYTES)
+            if control[PHASE] == IN_BODY:
+                expected = control[TOTAL]
+            elif control[PHASE] == SKIPPING:
+                expected = control[LEFT] + HEADER_BYTES
+            # A second per megabyte on top.
+            if now - control[BEGAN_NS] > control[STALL_NS] + 1000 * expected:
+                return STALLED
+
+
+@njit(nogil=True, cache=True)
+def post_kernel(control: Any, descriptors: Any, headers: Any, mutex: Any, words: Any, scratch: Any) -> Any:
+    """Put a note (kind NOTE) in the order of the messages and wake the taking thread; False when told to stop."""
+    head = np.zeros(HEADER_BYTES, np.uint8)
+    untold = _put(control, descriptors, headers, mutex, head, words, 0, scratch)
+    _tell(control, untold, scratch)
+    return untold >= 0
+
+
+@njit(cache=True)
+def take_kernel(
+    control: Any, descriptors: Any, headers: Any, slots: Any, mutex: Any, out: Any, header: Any, free: Any
+) -> Any:
+    """Take the next descriptor into ``out`` (8,) int64 and its header into ``header`` (64,) uint8; False: none.
+
+    ``free``: `FREE_TO` of the small message taken before, whose bytes have been copied; 0: none. The GIL is kept: the
+    mutex is never held longer than it takes to copy a descriptor.
+    """
+    address = np.uint64(mutex.ctypes.data)
+    _lock(address)
+    if free > 0:
+        control[RING_TAIL] = free
+    there = control[HEAD] > control[TAIL]
+    if there:
+        at = control[TAIL] % descriptors.shape[0]
+        for w in range(5):
+            out[w] = descriptors[at, w]
+        for b in range(HEADER_BYTES):
+            header[b] = headers[at, b]
+        if out[KIND] == LARGE:
+            slots[out[WHERE], SLOT_STATE] = TAKEN
+        control[TAIL] += 1
+    _unlock(address)
+    return there
+
+
+@njit(cache=True)
+def put_slot_kernel(slots: Any, mutex: Any, slot: Any, address: Any, size: Any, state: Any) -> Any:
+    """Give a slot its buffer."""
+    lock = np.uint64(mutex.ctypes.data)
+    _lock(lock)
+    slots[slot, SLOT_ADDRESS] = address
+    slots[slot, SLOT_SIZE] = size
+    slots[slot, SLOT_STATE] = state
+    _unlock(lock)
+
+
+_BYTES, _WORDS = "Array(uint8, 1, 'C')", "Array(int64, 1, 'C')"
+_BYTES2, _WORDS2 = "Array(uint8, 2, 'C')", "Array(int64, 2, 'C')"
+_MUTEX = "Array(uint64, 1, 'C')"
+_TABLES = "Array(uint64, 2, 'C', readonly=True)"
+_NAMES, _LIMITS = "Array(uint8, 2, 'C', readonly=True)", "Array(int64, 2, 'C', readonly=True)"
+
+KERNELS: tuple[KernelSpec, ...] = (
+    KernelSpec(
+        "openigtlink receive",
+        receive_kernel,
+        (
+            f"int64, {_WORDS}, {_BYTES}, {_BYTES}, {_BYTES}, {_WORDS2}, {_BYTES2}, {_WORDS2}, {_MUTEX}, "
+            f"{_NAMES}, {_LIMITS}, {_TABLES}, {_WORDS}",
+        ),
+    ),
+    KernelSpec("openigtlink post", post_kernel, (f"{_WORDS}, {_WORDS2}, {_BYTES2}, {_MUTEX}, {_WORDS}, {_WORDS}",)),
+    KernelSpec(
+        "openigtlink take",
+        take_kernel,
+        (f"{_WORDS}, {_WORDS2}, {_BYTES2}, {_WORDS2}, {_MUTEX}, {_WORDS}, {_BYTES}, int64",),
+    ),
+    KernelSpec("openigtlink slot", put_slot_kernel, (f"{_WORDS2}, {_MUTEX}, int64, int64, int64, int64",)),
+)
