@@ -14,8 +14,8 @@ of the C library, held for some hundred nanoseconds:
   other types wait, like small ones.
 
 The CRC of a large body is formed piece by piece, each while it is still in the cache and the peer sends the next.
-POSIX only: ``recv``, ``setsockopt``, ``clock_gettime``, ``poll``, ``write``, ``pthread_mutex_*`` are resolved by name in
-the process.
+Linux only: ``recv``, ``setsockopt``, ``clock_gettime``, ``poll``, ``write`` and ``pthread_mutex_*`` are resolved by
+name in the process.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _pause(scratch: Any) -> Any:
 
 @njit(nogil=True, cache=True)
 def _matches(head: Any, name: Any) -> Any:
-    for b in range(12):
+    for b in range(12):  # noqa: SIM110 (numba compiles no generator expression)
         if head[CLEAN_TYPE + b] != name[b]:
             return False
     return True

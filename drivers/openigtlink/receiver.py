@@ -246,12 +246,15 @@ class ReceiveRing:
     # --------------------------------------------------------------------------------------------------- any thread
 
     def post(self, note: object, at_ns: int) -> None:
-        """Put a note behind the messages received so far. Never fails: it waits while the ring is full."""
+        """Put a note behind the messages received so far; waits while the ring is full."""
         with self._post_lock:
             self._note_number += 1
             self._notes[self._note_number] = note
             words = np.array([k.NOTE, self._note_number, 0, at_ns, 0], np.int64)
-            k.post_kernel(self._control, self._descriptors, self._headers, self._mutex, words, self._post_scratch)
+            while not k.post_kernel(
+                self._control, self._descriptors, self._headers, self._mutex, words, self._post_scratch
+            ):
+                time.sleep(0.001)  # told to stop, and full: what was received before is still being taken
 
     def stop(self) -> None:
         """Let `receive` return soon (shut the socket down too, to wake it at once)."""

@@ -22,6 +22,7 @@ __all__ = [
     "PrivacyConfig",
     "RoomConfig",
     "SourceConfig",
+    "SubscriptionConfig",
     "ToolStreamConfig",
     "UncertaintyConfig",
 ]
@@ -96,6 +97,21 @@ class ImageStreamConfig(_StreamConfig):
     nominal_hz: Positive = Field(30.0, description="rate that the sender states; the limits follow from it")
 
 
+class SubscriptionConfig(_Model):
+    """Tracking data that a server sends only when asked to (STT_TDATA, STT_QTDATA)."""
+
+    kind: Literal["tdata", "qtdata"] = Field("tdata", description="as matrices (tdata) or quaternions (qtdata)")
+    interval_ms: int = Field(
+        20, ge=0, le=60_000, description="smallest interval between two messages; 0: as fast as it can"
+    )
+    coordinates: str = Field(
+        "", max_length=32, pattern=r"^[ -~]*$", description="coordinate system asked for; empty: the server's own"
+    )
+    device: str = Field(
+        "", max_length=20, pattern=r"^[ -~]*$", description="device name of the request; empty: the source's"
+    )
+
+
 class SourceConfig(_Model):
     """One connection."""
 
@@ -112,12 +128,22 @@ class SourceConfig(_Model):
         description="smallest transport delay, from temporal calibration",
     )
     offset_window_s: Positive = Field(10.0, description="the smallest clock offset is looked for in this long a window")
-    reconnect: bool = Field(True, description="connect again, with growing pauses, when the link is lost")
+    reconnect: bool = Field(
+        True,
+        description="connect again, with growing pauses, when the link is lost; false: only when the operator asks "
+        "(servers that want a confirmation at every connection)",
+    )
     silent_after_s: Positive = Field(0.9, description="no byte for this long: the link is called silent")
     reopen_after_s: Positive = Field(
         15.0, description="no byte for this long: the connection is closed and opened again (not with hold_last)"
     )
     header_version: Literal[1, 2] = Field(1, description="2: sends one version 2 message, so that PLUS sends status")
+    client_info: bool = Field(
+        False, description="asks a PLUS server for the tools and images below, in version 2 (CLIENTINFO)"
+    )
+    subscribe: tuple[SubscriptionConfig, ...] = Field(
+        (), description="tracking data to ask for, for servers that send it only when asked to"
+    )
     origin_is_corner: bool = Field(False, description="the sender puts an image's origin at its corner, not its centre")
     coordinate_override: Literal["", "ras", "lps"] = Field("", description="for senders that declare the wrong axes")
     endian_override: Literal["", "big", "little"] = Field(

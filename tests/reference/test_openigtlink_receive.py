@@ -1,4 +1,4 @@
-"""The receive kernel against its plain twin, `Framer`: the same bytes give the same messages and end in the same error."""
+"""The receive kernel against its plain twin, `Framer`: the same bytes give the same messages and the same error."""
 
 from __future__ import annotations
 
