@@ -1,22 +1,23 @@
 """A server for several clients: what is published goes to each of them, and a slow one delays nobody.
 
-One thread accepts and reads for all clients (so that closed peers, version 2 messages and commands are noticed at
-once); each client has a writer thread of its own behind a bounded queue. Overflow is decided per kind of data: a
-stream drops its oldest message (the newest pose or image is worth more), commands and texts are never dropped (a
+`IgtlServer.publish` sends from the caller's own thread where a client's socket takes the message at once, which is
+nearly always (`outgoing`). One thread does everything else for all clients: it accepts, reads (so that closed peers,
+version 2 messages and commands are noticed at once), and sends what had to wait. Overflow is decided per kind of data:
+a stream drops its oldest message (the newest pose or image is worth more), commands and texts are never dropped (a
 client that does not take them is disconnected).
 """
 
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import selectors
 import socket
 import threading
-from collections import Counter, deque
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,11 +32,10 @@ from drivers.openigtlink.codec import (
 )
 from drivers.openigtlink.contents import TrackedTool
 from drivers.openigtlink.framing import Framer
+from drivers.openigtlink.outgoing import Kind, Outgoing
 from drivers.openigtlink.wire import Limits, PeerGone, WireError
 
 __all__ = ["ClientInfo", "IgtlServer", "Kind"]
-
-Kind = Literal["stream", "reliable"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,13 +45,43 @@ _INBOUND_LIMITS = Limits(
     kept=1 << 18,
     skipped=1 << 26,
 )
-#: Commands and texts waiting for one client; beyond it the client is given up rather than anything dropped.
-_RELIABLE_LIMIT = 4096
+#: One client's share of a round: this many bytes of small messages, or of one large one.
+_ROUND_BYTES, _ROUND_BULK_BYTES = 1 << 13, 1 << 20
+#: What is read from one client, in messages a second, before it has to wait (nothing is lost: its socket fills up) ...
+_MESSAGES_PER_S, _MESSAGE_BURST = 4000.0, 8000.0
+#: ... where this many bytes count as one message more.
+_BYTES_PER_MESSAGE = 1 << 14
+#: A message from a client must be complete this long after its first byte, and 1 s later per megabyte.
+_MESSAGE_S = 5.0
+_NS_PER_BYTE = 1000
+#: Unsent bytes that the operating system may hold for a client: what lies there cannot be replaced by newer data.
+_UNSENT_BYTES = 1 << 18
+#: A system that has no file left for a new connection is asked again after this long.
+_ACCEPT_PAUSE_NS = 200_000_000
+#: Clients turned away are told of at most this often.
+_REFUSAL_LOG_NS = 1_000_000_000
+_FAR = 1 << 63
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
 class ClientInfo:
-    """One client as it stands now. ``version`` is the header version spoken to it."""
+    """One client as it stands now.
+
+    Attributes
+    ----------
+    number : int
+        Counted from 0 over the life of the server.
+    version : int
+        Header version spoken to it.
+    sent, dropped : int, mapping
+        Messages handed over as a whole; messages given up for newer ones, by device.
+    queued, queued_bytes : int
+        What waits for it.
+    connected_utc_ns : int
+        Since when.
+    """
 
     number: int
     address: str
@@ -59,104 +89,58 @@ class ClientInfo:
     sent: int
     dropped: Mapping[str, int]
     queued: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Item:
-    key: str
-    kind: Kind
-    raw: bytes
+    queued_bytes: int
+    connected_utc_ns: int
 
 
 class _Client:
-    """Queue and writer thread of one client."""
+    """One connection as the server's thread sees it."""
 
-    def __init__(self, server: IgtlServer, number: int, sock: socket.socket, address: str) -> None:
+    def __init__(self, number: int, sock: socket.socket, address: str, max_queued_bytes: int) -> None:
         self.number, self.sock, self.address = number, sock, address
+        self.out = Outgoing(sock, address, max_queued_bytes)
         self.framer = Framer(_INBOUND_LIMITS)
         self.version = 1
-        self.sent = 0
-        self.dropped: Counter[str] = Counter()
-        self._server = server
-        self._queue: deque[_Item] = deque()
-        self._waiting: Counter[str] = Counter()
-        self._ready = threading.Condition()
-        self._closing = False
-        self._thread = threading.Thread(target=self._write, name=f"igtl-client-{number}", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def put(self, item: _Item, depth: int) -> None:
-        with self._ready:
-            if self._closing:
-                return
-            if item.kind == "stream" and self._waiting[item.key] >= depth:
-                for at, old in enumerate(self._queue):
-                    if old.key == item.key and old.kind == "stream":
-                        del self._queue[at]
-                        self._waiting[item.key] -= 1
-                        self.dropped[item.key] += 1
-                        break
-            elif item.kind == "reliable" and self._waiting[item.key] >= _RELIABLE_LIMIT:
-                _LOG.warning(
-                    "client %s does not take its messages (%d of %s waiting): disconnected",
-                    self.address, _RELIABLE_LIMIT, item.key,
-                )  # fmt: skip
-                self._shut_down()
-                return
-            self._queue.append(item)
-            self._waiting[item.key] += 1
-            self._ready.notify()
+        self.connected_utc_ns = time.time_ns()
+        self.events = 0  # what the selector watches for
+        self.complete_by_ns = _FAR  # when the message that is being received must be complete
+        self._allowance, self._allowance_ns = _MESSAGE_BURST, time.monotonic_ns()
 
     def info(self) -> ClientInfo:
-        with self._ready:
-            return ClientInfo(self.number, self.address, self.version, self.sent, dict(self.dropped), len(self._queue))
+        queued, queued_bytes = self.out.queued()
+        return ClientInfo(
+            self.number, self.address, self.version, self.out.sent, dict(self.out.dropped), queued, queued_bytes,
+            self.connected_utc_ns,
+        )  # fmt: skip
 
-    def close(self) -> None:
-        """Stop the writer; the socket itself is closed by the server's thread once the writer is gone."""
-        with self._ready:
-            self._shut_down()
+    def receive(self) -> list[bytes]:
+        """The messages that are complete with what one round reads; `PeerGone` at the end of the connection."""
+        room = self.framer.writable()
+        size = min(len(room), _ROUND_BULK_BYTES if self.framer.in_large_body else _ROUND_BYTES)
+        count = self.sock.recv_into(room, size)
+        if count == 0:
+            raise PeerGone("the client closed the connection", self.framer.pending)
+        messages = self.framer.advance(count)
+        now = time.monotonic_ns()
+        self._allowance = min(_MESSAGE_BURST, self._allowance + (now - self._allowance_ns) * 1e-9 * _MESSAGES_PER_S) - (
+            len(messages) + count / _BYTES_PER_MESSAGE
+        )
+        self._allowance_ns = now
+        if not self.framer.pending:
+            self.complete_by_ns = _FAR
+        elif messages or self.complete_by_ns == _FAR:
+            self.complete_by_ns = now + round(_MESSAGE_S * 1e9)
+        return messages
 
-    def _shut_down(self) -> None:
-        self._closing = True
-        self._queue.clear()
-        with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)  # wakes a blocked sendall, and the server's selector
-        self._ready.notify_all()
+    def late_ns(self) -> int:
+        """When the message that is being received is overdue."""
+        return self.complete_by_ns + (self.framer.expected * _NS_PER_BYTE if self.complete_by_ns != _FAR else 0)
 
-    def join(self, timeout_s: float) -> bool:
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
-
-    def _next(self) -> _Item | None:
-        """The next message, or None when nothing came for the keep-alive time; closing wins."""
-        keep_alive_s = self._server.keep_alive_s
-        with self._ready:
-            if not self._queue and not self._closing:
-                self._ready.wait(keep_alive_s)
-            if not self._queue:
-                return None
-            item = self._queue.popleft()
-            self._waiting[item.key] -= 1
-            return item
-
-    def _write(self) -> None:
-        try:
-            while not self._closing:
-                item = self._next()
-                if self._closing:
-                    return
-                if item is not None:
-                    self.sock.sendall(item.raw)
-                    self.sent += 1
-                elif self._server.keep_alive_s is not None:
-                    self.sock.sendall(encode_status(self._server.name, version=self.version))
-        except (OSError, ValueError) as error:
-            # A peer that is gone or too slow: after a partial send the stream is out of step, so it is never resumed.
-            if not self._closing:
-                _LOG.info("client %s: %s", self.address, error)
-            self.close()
+    def paused_until_ns(self) -> int:
+        """Until when nothing is read from a client that sends more than its share; 0 when it may send."""
+        if self._allowance >= 0.0:
+            return 0
+        return self._allowance_ns + round(-self._allowance / _MESSAGES_PER_S * 1e9)
 
 
 class IgtlServer:
@@ -168,7 +152,7 @@ class IgtlServer:
     Parameters
     ----------
     host : str
-        Address to listen on; loopback unless given. ``"0.0.0.0"`` opens it to the network.
+        Address to listen on; loopback unless given. ``"0.0.0.0"`` opens it to the network, which needs ``allow``.
     port : int
         0 lets the system choose; `port` gives the bound one after `start`.
     name : str
@@ -178,10 +162,24 @@ class IgtlServer:
     max_clients : int
         Further clients are turned away.
     send_timeout_s : float
-        A client that takes no byte of a message for this long in all is disconnected.
+        A client that takes nothing for this long while something waits is disconnected; so is one that does not take a
+        whole message within this time and 1 s per megabyte, and one that does not answer at all (half-open).
     on_message : callable or None
         Called in the server's thread with (client, raw message) for everything that clients send. It must return at
         once; an exception in it is logged and disconnects that client.
+    on_client : callable or None
+        Called in the server's thread with (client, True) when a client has come, with (client, False) when it has gone.
+    allow : sequence of networks (``"192.0.2.0/24"``, addresses, `ipaddress` networks) or None
+        Whose connections are taken; those of this computer always are. Required when ``host`` is not loopback.
+    max_queued_bytes : int
+        Most that waits for one client, beside one message of any size.
+
+    Raises
+    ------
+    ValueError
+        When an entry of ``allow`` is no network.
+    EncodeError
+        When ``name`` cannot be sent.
     """
 
     def __init__(
@@ -194,18 +192,29 @@ class IgtlServer:
         max_clients: int = 16,
         send_timeout_s: float = 10.0,
         on_message: Callable[[ClientInfo, bytes], None] | None = None,
+        on_client: Callable[[ClientInfo, bool], None] | None = None,
+        allow: Sequence[str | Network] | None = None,
+        max_queued_bytes: int = 64 << 20,
     ) -> None:
         encode_status(name)  # refuses a name that cannot be sent, now rather than in a thread
         self.host, self.name, self.keep_alive_s = host, name, keep_alive_s
-        self.max_clients, self.send_timeout_s, self.on_message = max_clients, send_timeout_s, on_message
+        self.max_clients, self.send_timeout_s, self.max_queued_bytes = max_clients, send_timeout_s, max_queued_bytes
+        self.on_message, self.on_client = on_message, on_client
+        self.allow = None if allow is None else tuple(_network(entry) for entry in allow)
         self._wanted_port = port
         self._listener: socket.socket | None = None
         self._wake: tuple[socket.socket, socket.socket] | None = None
         self._thread: threading.Thread | None = None
-        self._clients: dict[int, _Client] = {}
         self._changed = threading.Condition()
+        self._clients: dict[int, _Client] = {}
+        self._roster: tuple[_Client, ...] = ()  # for publishers: replaced as a whole, never changed
+        self._roused = False
+        self._rouse_lock = threading.Lock()
         self._stopping = False
         self._number = 0
+        self._refused, self._refusal_logged_ns = 0, -_REFUSAL_LOG_NS
+        self._selector: selectors.BaseSelector
+        self._accepting_ns = 0  # when a listener that was laid aside is taken up again; 0: it is in use
 
     # -------------------------------------------------------------------------------------------------- life
 
@@ -214,41 +223,58 @@ class IgtlServer:
 
         Raises
         ------
+        ValueError
+            When the address is open to a network and no ``allow`` says to whom.
         OSError
             When the address cannot be bound (it is named).
         """
         if self._thread is not None:
             raise RuntimeError("this server runs already")
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        place = f"{self.host}:{self._wanted_port}"
+        try:
+            family, _, _, _, address = socket.getaddrinfo(
+                self.host, self._wanted_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+        except OSError as error:
+            raise OSError(error.errno, f"cannot listen on {place}: {error.strerror}") from None
+        if self.allow is None and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
+            raise ValueError(
+                f"{place} can be reached from the network: say with 'allow' which networks may connect "
+                '(such as allow = ["192.0.2.0/24"]), or listen on 127.0.0.1'
+            )
+        listener = socket.socket(family, socket.SOCK_STREAM)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((self.host, self._wanted_port))
-            listener.listen(8)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+            listener.listen(128)
             listener.setblocking(False)
         except OSError as error:
             listener.close()
-            raise OSError(error.errno, f"cannot listen on {self.host}:{self._wanted_port}: {error.strerror}") from None
+            raise OSError(error.errno, f"cannot listen on {place}: {error.strerror}") from None
         self._listener = listener
         self._wake = socket.socketpair()
-        self._stopping = False
+        for end in self._wake:
+            end.setblocking(False)
+        self._stopping = self._roused = False
         self._thread = threading.Thread(target=self._serve, name="igtl-server", daemon=True)
         self._thread.start()
         return self
 
     def stop(self, timeout_s: float = 2.0) -> None:
-        """Close everything and join the threads. Safe to call twice."""
+        """Close everything and join the thread. Safe to call twice."""
         thread = self._thread
         if thread is None or self._wake is None:
             return
         self._stopping = True
-        with contextlib.suppress(OSError):
-            self._wake[1].send(b"x")
+        self._rouse()
         thread.join(timeout_s)
         if thread.is_alive():
             raise RuntimeError(f"the server's thread did not stop within {timeout_s} s")
-        for end in self._wake:
+        wake, self._thread, self._wake = self._wake, None, None
+        for end in wake:
             end.close()
-        self._thread, self._wake = None, None
 
     def __enter__(self) -> IgtlServer:
         return self.start() if self._thread is None else self
@@ -259,18 +285,18 @@ class IgtlServer:
     @property
     def port(self) -> int:
         """The bound port (0 while not started)."""
-        return 0 if self._listener is None else int(self._listener.getsockname()[1])
+        listener = self._listener
+        return 0 if listener is None else int(listener.getsockname()[1])
 
     @property
     def clients(self) -> tuple[ClientInfo, ...]:
         """Everyone connected now."""
-        with self._changed:
-            return tuple(client.info() for client in self._clients.values())
+        return tuple(client.info() for client in self._roster)
 
     def wait_for_clients(self, count: int = 1, timeout_s: float = 5.0) -> bool:
         """Wait until at least ``count`` clients are connected; False when the time is over."""
         with self._changed:
-            return self._changed.wait_for(lambda: len(self._clients) >= count, timeout_s)
+            return self._changed.wait_for(lambda: len(self._roster) >= count, timeout_s)
 
     # -------------------------------------------------------------------------------------------------- publishing
 
@@ -283,7 +309,7 @@ class IgtlServer:
         depth: int = 32,
         only: int | None = None,
     ) -> int:
-        """Send one message to every client.
+        """Send one message to every client, from this thread where a client takes it at once. Never waits for one.
 
         Parameters
         ----------
@@ -300,17 +326,21 @@ class IgtlServer:
         Returns
         -------
         int
-            Clients it was queued for.
+            Clients it was meant for.
         """
-        with self._changed:
-            clients = [c for c in self._clients.values() if only is None or c.number == only]
         encoded: dict[int, bytes] = {}
-        for client in clients:
+        count = 0
+        for client in self._roster:
+            if only is not None and client.number != only:
+                continue
             version = client.version
-            if version not in encoded:
-                encoded[version] = build(version)
-            client.put(_Item(device, kind, encoded[version]), depth)
-        return len(clients)
+            raw = encoded.get(version)
+            if raw is None:
+                raw = encoded[version] = build(version)
+            count += 1
+            if client.out.put(device, kind, raw, depth):
+                self._rouse()
+        return count
 
     def publish_transform(
         self,
@@ -388,81 +418,217 @@ class IgtlServer:
 
     # -------------------------------------------------------------------------------------------------- the thread
 
+    def _rouse(self) -> None:
+        """Let the server's thread look at all clients; from any thread."""
+        with self._rouse_lock:
+            if self._roused:
+                return
+            self._roused = True
+        wake = self._wake
+        if wake is not None:
+            with contextlib.suppress(OSError):  # closed: nobody is there any more
+                wake[1].send(b"x")
+
     def _serve(self) -> None:
         assert self._listener is not None
         assert self._wake is not None
+        wake = self._wake[0]
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ, None)
-            selector.register(self._wake[0], selectors.EVENT_READ, None)
+            selector.register(wake, selectors.EVENT_READ, None)
+            self._selector = selector
+            self._accepting_ns = 0
+            due_ns = 0
             try:
                 while not self._stopping:
-                    for key, _ in selector.select():
-                        if key.fileobj is self._listener:
-                            self._accept(selector)
-                        elif isinstance(key.data, _Client):
-                            self._read(key.data, selector)
+                    timeout_s = max(due_ns - time.monotonic_ns(), 0) * 1e-9 if due_ns < _FAR else None
+                    for key, mask in selector.select(timeout_s):
+                        if isinstance(key.data, _Client):
+                            self._serve_client(key.data, mask)
+                        elif key.fileobj is wake:
+                            wake.recv(64)
+                            with self._rouse_lock:
+                                self._roused = False
+                        else:
+                            self._accept()
+                    due_ns = self._look_after()
+            except Exception:  # without this thread nobody is served: it must not end silently
+                _LOG.exception("the server at port %d has failed; its clients are disconnected", self.port)
             finally:
-                with self._changed:
-                    clients = list(self._clients.values())
-                for client in clients:
-                    self._drop(client, selector)
+                for client in self._roster:
+                    self._drop(client)
                 self._listener.close()
                 self._listener = None
 
-    def _accept(self, selector: selectors.BaseSelector) -> None:
+    def _look_after(self) -> int:
+        """See to every client once; returns when to do so again although nothing happens (monotonic ns)."""
+        now = time.monotonic_ns()
+        limit_ns = round(self.send_timeout_s * 1e9)
+        due = _FAR
+        if self._accepting_ns:
+            if now >= self._accepting_ns:
+                self._accepting_ns = 0
+                self._selector.register(self._listener, selectors.EVENT_READ, None)  # type: ignore[arg-type]
+            else:
+                due = self._accepting_ns
+        for client in self._roster:
+            out = client.out
+            if out.closed:
+                self._drop(client)
+                continue
+            late_at = out.late_at_ns(limit_ns)
+            if now >= late_at:
+                _LOG.warning("client %s takes nothing (limit %g s): disconnected", client.address, self.send_timeout_s)
+                self._drop(client)
+                continue
+            if now >= client.late_ns():
+                _LOG.warning(
+                    "client %s: a message of %d bytes is not complete (%d are there): disconnected",
+                    client.address, client.framer.expected, client.framer.pending,
+                )  # fmt: skip
+                self._drop(client)
+                continue
+            due = min(due, late_at, client.late_ns())
+            if self.keep_alive_s is not None:
+                idle_until = out.idle_since_ns() + round(self.keep_alive_s * 1e9)
+                if now >= idle_until:
+                    out.put(self.name, "reliable", encode_status(self.name, version=client.version), 1)
+                    idle_until = now + round(self.keep_alive_s * 1e9)
+                due = min(due, idle_until)
+            paused_until = client.paused_until_ns()
+            events = 0 if now < paused_until else selectors.EVENT_READ
+            if not events:
+                due = min(due, paused_until)
+            if out.waiting:
+                events |= selectors.EVENT_WRITE
+            self._watch(client, events)
+        return due
+
+    def _watch(self, client: _Client, events: int) -> None:
+        if events == client.events:
+            return
+        if not client.events:
+            self._selector.register(client.sock, events, client)
+        elif not events:
+            self._selector.unregister(client.sock)
+        else:
+            self._selector.modify(client.sock, events, client)
+        client.events = events
+
+    def _accept(self) -> None:
         assert self._listener is not None
         try:
             sock, address = self._listener.accept()
-        except OSError:
+        except (BlockingIOError, ConnectionError):
             return  # the client was gone again before it was accepted
-        try:
-            sock.settimeout(self.send_timeout_s)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if len(self._clients) >= self.max_clients:
-                _LOG.warning("client %s:%d turned away: %d clients are served already", *address[:2], self.max_clients)
-                sock.close()
-                return
-        except OSError:
-            sock.close()
+        except OSError as error:
+            _LOG.warning("a client cannot be accepted: %s; trying again", error.strerror)
+            self._selector.unregister(self._listener)
+            self._accepting_ns = time.monotonic_ns() + _ACCEPT_PAUSE_NS
             return
-        client = _Client(self, self._number, sock, f"{address[0]}:{address[1]}")
+        name = f"{address[0]}:{address[1]}"
+        refusal = self._refusal(str(address[0]))
+        try:
+            if not refusal:
+                self._set_options(sock)
+        except OSError:
+            refusal = "it is gone already"
+        if refusal:
+            self._refuse(sock, name, refusal)
+            return
+        client = _Client(self._number, sock, name, self.max_queued_bytes)
         self._number += 1
-        selector.register(sock, selectors.EVENT_READ, client)
-        client.start()
+        self._watch(client, selectors.EVENT_READ)
         with self._changed:
             self._clients[client.number] = client
+            self._roster = tuple(self._clients.values())
             self._changed.notify_all()
+        self._tell(client, True)
 
-    def _read(self, client: _Client, selector: selectors.BaseSelector) -> None:
+    def _set_options(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        # A peer that vanished without a word (cable, power) is found out within the time limit, idle or not.
+        limit_s = max(round(self.send_timeout_s), 3)
+        for option, value in (
+            ("TCP_KEEPIDLE", max(limit_s // 3, 1)),
+            ("TCP_KEEPINTVL", max(limit_s // 3, 1)),
+            ("TCP_KEEPCNT", 2),
+            ("TCP_USER_TIMEOUT", limit_s * 1000),
+            ("TCP_NOTSENT_LOWAT", _UNSENT_BYTES),
+        ):
+            if hasattr(socket, option):  # not every system has them all
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+    def _refusal(self, address: str) -> str:
+        """Why a client from ``address`` is turned away; empty when it is welcome."""
+        ip = ipaddress.ip_address(address.partition("%")[0])
+        if not ip.is_loopback and not any(ip in network for network in self.allow or ()):
+            allowed = ", ".join(map(str, self.allow or ())) or "this computer alone"
+            return f"its address is not allowed ({allowed})"
+        if len(self._roster) >= self.max_clients:
+            return f"{self.max_clients} clients are served already"
+        return ""
+
+    def _refuse(self, sock: socket.socket, name: str, why: str) -> None:
+        sock.close()
+        self._refused += 1
+        now = time.monotonic_ns()
+        if now - self._refusal_logged_ns >= _REFUSAL_LOG_NS:
+            _LOG.warning("client %s turned away: %s (%d so far)", name, why, self._refused)
+            self._refusal_logged_ns = now
+
+    def _tell(self, client: _Client, here: bool) -> None:
+        if self.on_client is None:
+            return
         try:
-            count = client.sock.recv_into(client.framer.writable(), 0, socket.MSG_DONTWAIT)
-            if count == 0:
-                raise PeerGone("the client closed the connection")
-            messages = client.framer.advance(count)
-            for raw in messages:
+            self.on_client(client.info(), here)
+        except Exception:
+            _LOG.exception("client %s: its coming or going could not be handled", client.address)
+
+    def _serve_client(self, client: _Client, mask: int) -> None:
+        if client.number not in self._clients:
+            return  # dropped in this round
+        if mask & selectors.EVENT_WRITE:
+            client.out.flush()
+        if mask & selectors.EVENT_READ:
+            self._read(client)
+
+    def _read(self, client: _Client) -> None:
+        try:
+            for raw in client.receive():
                 if raw[1] == 2:
                     client.version = 2
                 if self.on_message is not None:
                     self.on_message(client.info(), raw)
             if client.framer.broken is not None:
                 raise client.framer.broken
-        except (BlockingIOError, TimeoutError):
+        except BlockingIOError:
             return
         except (OSError, WireError) as error:
             if isinstance(error, WireError):
                 _LOG.warning("client %s: %s: disconnected", client.address, error)
-            self._drop(client, selector)
+            self._drop(client)
         except Exception:
             _LOG.exception("client %s: its message could not be handled: disconnected", client.address)
-            self._drop(client, selector)
+            self._drop(client)
 
-    def _drop(self, client: _Client, selector: selectors.BaseSelector) -> None:
+    def _drop(self, client: _Client) -> None:
+        if client.number not in self._clients:
+            return
         with self._changed:
-            self._clients.pop(client.number, None)
+            del self._clients[client.number]
+            self._roster = tuple(self._clients.values())
             self._changed.notify_all()
-        client.close()
-        selector.unregister(client.sock)
-        if not client.join(1.0):
-            _LOG.error("client %s: its writer did not stop within 1 s", client.address)
+        self._watch(client, 0)
+        client.out.close()
         client.sock.close()
+        self._tell(client, False)
+
+
+def _network(entry: str | Network) -> Network:
+    try:
+        return ipaddress.ip_network(entry) if isinstance(entry, str) else entry
+    except ValueError as error:
+        raise ValueError(f"allowed network {entry!r}: {error}; expected such as 192.0.2.0/24 or 192.0.2.7") from None
