@@ -30,11 +30,13 @@ __all__ = ["IgtlSource", "SourceStatistics", "backoff_s", "make_source"]
 
 #: Waits between attempts: at once after a loss (a restarted server must be back within a second), then longer.
 _WAITS_S = (0.05, 0.25, 0.5, 1.0, 2.0, 5.0)
-#: A host that answers "nobody listens here" is asked again soon: that costs one packet and nobody is bothered.
-_REFUSED_WAIT_S = 0.5
+#: Where nobody is (refused, no answer, no way there), it is asked again soon: that costs one packet, bothers nobody,
+#: and the server is found within a second of its return.
+_NOBODY_WAIT_S = 0.5
+_NOBODY = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN)
 #: A connection that lived this long counts as having worked.
 _WORKED_S = 2.0
-_CONNECT_TIMEOUT_S = 1.0
+_CONNECT_TIMEOUT_S = 0.7
 _TICK_S = 0.1
 #: A message must be complete this long after its first byte, plus a second per megabyte of it.
 _STALL_S = 5.0
@@ -77,23 +79,25 @@ class _End:
     """The last entry: the delivering thread ends with it."""
 
 
-def backoff_s(failures: int, *, refused: bool = False) -> float:
+def backoff_s(failures: int, *, nobody: bool = False, asked_s: float = 0.0) -> float:
     """Seconds to wait before the next attempt.
 
     Parameters
     ----------
     failures : int
         Attempts in a row that did not lead to a working connection; 0 right after the loss of a working one.
-    refused : bool
-        The last attempt was refused by a host that is up.
+    nobody : bool
+        The last attempt found nobody.
+    asked_s : float
+        How long the last attempt took; counts towards the wait where nobody was found.
 
     Returns
     -------
     float
-        0.05, then 0.25 doubling to 5 s; never more than 0.5 s when refused.
+        0.05, then 0.25 doubling to 5 s; where nobody was found, never more than 0.5 s from attempt to attempt.
     """
     wait = _WAITS_S[min(max(failures, 0), len(_WAITS_S) - 1)]
-    return min(wait, _REFUSED_WAIT_S) if refused else wait
+    return max(_WAITS_S[0], min(wait, _NOBODY_WAIT_S) - asked_s) if nobody else wait
 
 
 class IgtlSource:
@@ -230,12 +234,12 @@ class IgtlSource:
         failures, told = 0, ""
         self._link(ring, LinkState.CONNECTING, f"connecting to {self.config.host}:{self.config.port}")
         while not self._stop.is_set():
-            refused = False
+            nobody, began_ns = False, time.monotonic_ns()
             self._again.clear()
             try:
                 sock = self._connect()
             except OSError as error:
-                refused = error.errno == errno.ECONNREFUSED
+                nobody = error.errno in _NOBODY or isinstance(error, TimeoutError)
                 why = f"cannot connect to {self.config.host}:{self.config.port}: {error.strerror or error}"
                 if why != told:  # once per reason, not once per attempt
                     self._link(ring, LinkState.FAILED, f"{why}; retrying")
@@ -253,18 +257,23 @@ class IgtlSource:
                         self._link(ring, LinkState.CONNECTING, f"connecting to {self.config.host}:{self.config.port}")
                     continue
             if not self._stop.is_set():
-                self._again.wait(backoff_s(failures, refused=refused))
+                asked_s = (time.monotonic_ns() - began_ns) * 1e-9
+                self._again.wait(backoff_s(failures, nobody=nobody, asked_s=asked_s))
 
     def _connect(self) -> socket.socket:
         sock = socket.create_connection((self.config.host, self.config.port), timeout=_CONNECT_TIMEOUT_S)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for option, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3)):
-                if hasattr(socket, option):
-                    sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-            if hasattr(socket, "TCP_USER_TIMEOUT"):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 5000)
+            # A silent peer is asked every second whether it still knows this connection: one that was switched off and
+            # on does not, and says so as soon as it is back. Without any answer the connection ends after 5 s.
+            for option, value in (
+                (socket.TCP_KEEPIDLE, 1),
+                (socket.TCP_KEEPINTVL, 1),
+                (socket.TCP_KEEPCNT, 5),
+                (socket.TCP_USER_TIMEOUT, 5000),
+            ):
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
             # The kernel's time-outs: the receive kernel reads the socket itself.
             sock.settimeout(None)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, int(_TICK_S * 1e6)))
@@ -282,7 +291,7 @@ class IgtlSource:
         self.connections += 1
         # A server that sends on change only may rightly be silent; for it the kernel's keep-alive has to do.
         silent_s = 0.0 if any(t.hold_last for t in self.config.tools) else self.config.reopen_after_s
-        clean = False
+        ended: tuple[LinkState, str] | None = None
         with sock:
             with self._socket_lock:
                 self._socket = sock
@@ -290,16 +299,17 @@ class IgtlSource:
                 self._link(ring, LinkState.CONNECTED, f"connected to {self.config.host}:{self.config.port}")
                 ring.receive(sock.fileno(), silent_ns=int(silent_s * 1e9), stall_ns=int(_STALL_S * 1e9))
             except PeerGone as gone:
-                clean = True
-                self._end(ring, LinkState.CLOSED, str(gone))
+                ended = LinkState.CLOSED, str(gone)
             except WireError as error:
-                self._end(ring, LinkState.FAILED, f"{error}; the connection is given up")
+                ended = LinkState.FAILED, f"{error}; the connection is given up"
             except OSError as error:
-                clean = True
-                self._end(ring, LinkState.CLOSED, f"connection lost: {error.strerror or error}")
+                ended = LinkState.CLOSED, f"connection lost: {error.strerror or error}"
             finally:
                 with self._socket_lock:
                     self._socket = None
+        if ended is not None:
+            self._end(ring, *ended)
+        clean = ended is not None and ended[0] is LinkState.CLOSED
         return (clean and ring.received > 0) or self._clock.now_ns() - began_ns >= _WORKED_S * 1e9
 
     def _end(self, ring: ReceiveRing, state: LinkState, detail: str) -> None:

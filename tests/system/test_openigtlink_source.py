@@ -6,6 +6,8 @@ import itertools
 import random
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,13 +18,22 @@ from openigtlink_tools import Collector, ScriptedServer, hold, threads_end
 
 from drivers.openigtlink import source as source_module
 from drivers.openigtlink.codec import decode, encode_image, encode_status, encode_string, encode_transform
+from drivers.openigtlink.contents import StringContent, unpack_content
 from drivers.openigtlink.framing import Framer
 from drivers.openigtlink.sink import IgtlServer
 from drivers.openigtlink.source import IgtlSource, backoff_s, make_source
-from drivers.openigtlink.wire import Limits, pack_message
+from drivers.openigtlink.wire import Limits, PeerGone, pack_message, parse_message
 from nav.config.room import SourceConfig, ToolStreamConfig
 from nav.geometry.poses import PoseStatus
-from nav.runtime.messages import ImageMessage, LinkMessage, LinkState, PoseMessage, StatusMessage, TextMessage
+from nav.runtime.messages import (
+    ImageMessage,
+    LinkMessage,
+    LinkState,
+    Message,
+    PoseMessage,
+    StatusMessage,
+    TextMessage,
+)
 from nav.runtime.plugins import make_source as make_source_by_name
 
 EYE = np.eye(4)
@@ -65,7 +76,9 @@ class Running:
 
 def test_backoff_is_fast_first_then_doubles_to_five_seconds() -> None:
     assert [backoff_s(n) for n in range(8)] == [0.05, 0.25, 0.5, 1.0, 2.0, 5.0, 5.0, 5.0]
-    assert [backoff_s(n, refused=True) for n in range(8)] == [0.05, 0.25, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+    assert [backoff_s(n, nobody=True) for n in range(8)] == [0.05, 0.25, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+    assert [backoff_s(n, nobody=True, asked_s=0.3) for n in range(4)] == pytest.approx([0.05, 0.05, 0.2, 0.2])
+    assert backoff_s(7, nobody=True, asked_s=0.7) == 0.05
     assert backoff_s(-3) == 0.05
 
 
@@ -356,6 +369,169 @@ def test_without_reconnect_a_closed_connection_stays_closed(sink: Collector) -> 
             source.start(sink)  # the person asked again
             sink.wait_for_link(LinkState.CLOSED, 2)
         assert len(server.accepted) == 2
+
+
+def test_without_reconnect_it_connects_again_when_asked_to(sink: Collector) -> None:
+    with (
+        ScriptedServer(lambda s, _: s.sendall(pose())) as server,
+        Running(config(server.port, reconnect=False), sink) as source,
+    ):
+        source.reconnect()  # while connected, or before: remembered for no later loss
+        for n in range(1, 4):
+            sink.wait_for_link(LinkState.CLOSED, n)
+            time.sleep(0.2)
+            assert len(server.accepted) == n
+            source.reconnect()
+        sink.wait_for_link(LinkState.CONNECTED, 4)
+    assert sink.links().count(LinkState.CONNECTING) == 4
+
+
+def test_what_is_asked_for_is_said_on_every_connection(sink: Collector) -> None:
+    heard: list[list[bytes]] = []
+
+    def script(sock: socket.socket, _: int) -> None:
+        framer, messages = Framer(), []
+        while len(messages) < 3:
+            messages += framer.feed(sock.recv(4096))
+        heard.append(messages)
+        if len(heard) > 1:
+            hold(sock)
+
+    tool = ToolStreamConfig(device="NeedleToReference", transform="NeedleToReference").model_dump()
+    image = {"device": "Image_Reference"}
+    asked = [{"interval_ms": 50, "coordinates": "Patient"}, {"kind": "qtdata", "device": "Q"}]
+    wanted = config(1, client_info=True, subscribe=asked, tools=(tool,), images=(image,))
+    with ScriptedServer(script) as server, Running(wanted.model_copy(update={"port": server.port}), sink):
+        sink.wait_for(lambda _: len(heard) == 2)
+    assert heard[0] == heard[1]
+    info, tdata, qtdata = (parse_message(raw) for raw in heard[0])
+    assert (info.type_name, info.version) == ("CLIENTINFO", 2)
+    text = unpack_content("STRING", info.content)
+    assert isinstance(text, StringContent)
+    assert text.text == (
+        '<ClientInfo ClientHeaderVersion="2"><MessageTypes><Message Type="TRANSFORM" /><Message Type="IMAGE" />'
+        '</MessageTypes><TransformNames><Transform Name="NeedleToReference" /></TransformNames><ImageNames>'
+        '<Image Name="Image" EmbeddedTransformToFrame="Reference" /></ImageNames></ClientInfo>'
+    )
+    assert (tdata.type_name, tdata.version, tdata.device) == ("STT_TDATA", 1, "tracker")
+    assert bytes(tdata.content) == struct.pack(">i32s", 50, b"Patient")
+    assert (qtdata.type_name, qtdata.device) == ("STT_QTDATA", "Q")
+    assert bytes(qtdata.content) == struct.pack(">i32s", 20, b"")
+
+
+def test_sending_over_the_connection_of_the_source(sink: Collector) -> None:
+    heard: list[bytes] = []
+
+    def script(sock: socket.socket, _: int) -> None:
+        framer = Framer()
+        while len(heard) < 2:
+            heard.extend(framer.feed(sock.recv(1 << 16)))
+
+    sent = [encode_string("Q", "what is it?"), encode_image("Large", np.zeros((1000, 1000), np.uint16), EYE)]
+    with ScriptedServer(script) as server:
+        source = make_source(config(server.port, reconnect=False))
+        with pytest.raises(PeerGone, match="not connected"):
+            source.send(sent[0])
+        source.start(sink)
+        sink.wait_for_link(LinkState.CONNECTED)
+        for raw in sent:
+            source.send(raw)
+        sink.wait_for_link(LinkState.CLOSED)
+        with pytest.raises(PeerGone, match="not connected"):
+            source.send(sent[0])
+        source.stop()
+    assert heard == sent
+
+
+def test_a_peer_that_takes_nothing_is_given_up(sink: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_module, "_SEND_TIMEOUT_S", 1.0)
+    big = encode_image("Large", np.zeros((40, 1000, 1000), np.uint8), EYE)
+    ready = threading.Event()
+
+    def script(_sock: socket.socket, _: int) -> None:
+        ready.wait(10)
+
+    with ScriptedServer(script) as server, Running(config(server.port, reconnect=False), sink) as source:
+        sink.wait_for_link(LinkState.CONNECTED)
+        with pytest.raises(PeerGone, match="sending failed"):
+            source.send(big)
+        sink.wait_for_link(LinkState.CLOSED)
+        ready.set()
+
+
+# --------------------------------------------------------------------------------------- the interpreter is busy
+
+_SENDER = """
+import socket, sys, time
+from drivers.openigtlink.codec import encode_transform
+import numpy as np
+sock = socket.create_server(("127.0.0.1", int(sys.argv[1]))).accept()[0]
+for n in range(100):
+    sock.sendall(encode_transform("NeedleToTracker", np.eye(4), sender_ns=time.monotonic_ns()))
+    time.sleep(0.01)
+sock.recv(1)
+"""
+
+
+def test_stamps_do_not_wait_for_the_interpreter(sink: Collector) -> None:
+    """Another thread keeps the GIL for 0.6 s: what is delivered late carries the time at which it came."""
+    interval = sys.getswitchinterval()
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    process = subprocess.Popen([sys.executable, "-c", _SENDER, str(port)])
+    try:
+        with Running(config(port, reconnect=False), sink):
+            sink.wait_for(lambda c: len(c.of(PoseMessage)) >= 10, 20.0)
+            sys.setswitchinterval(60.0)
+            held = time.monotonic()
+            while time.monotonic() - held < 0.6:
+                pass
+            sys.setswitchinterval(interval)
+            sink.wait_for(lambda c: len(c.of(PoseMessage)) == 100)
+    finally:
+        sys.setswitchinterval(interval)
+        process.kill()
+        process.wait(5)
+    items = [(t, m) for t, m, _ in sink.items() if isinstance(m, PoseMessage)]
+    late_ms = np.array([t * 1e3 - (m.sender_ns or 0) / 1e6 for t, m in items])
+    stamped_ms = np.array([m.arrival_ns - (m.sender_ns or 0) for _, m in items]) / 1e6
+    assert np.sum(late_ms > 100) > 10, "the interpreter was kept busy"
+    assert np.percentile(stamped_ms, 95) < 20  # usually 0.2; hundreds when a stamp waits for the interpreter
+
+
+def test_images_that_nobody_could_take_are_counted_by_name() -> None:
+    """While delivery stands still, the newest images stay, and every pose."""
+    released, seen = threading.Event(), []
+
+    class Slow:
+        def deliver(self, message: Message, raw: bytes | None) -> None:  # noqa: ARG002 (the protocol's)
+            seen.append(message)
+            if isinstance(message, ImageMessage):
+                released.wait(10)
+
+    n = 40
+
+    def script(sock: socket.socket, _: int) -> None:
+        for k in range(n):
+            sock.sendall(encode_image("Ultrasound", np.full((300, 300), k, np.uint8), EYE) + pose())
+        hold(sock)
+
+    with ScriptedServer(script) as server:
+        source = make_source(config(server.port))
+        source.start(Slow())
+        end = time.monotonic() + 5
+        while source._ring is not None and source._ring.received < 2 * n and time.monotonic() < end:
+            time.sleep(0.01)
+        released.set()
+        while sum(isinstance(m, PoseMessage) for m in seen) < n and time.monotonic() < end:
+            time.sleep(0.01)
+        source.stop()
+    images = [m for m in seen if isinstance(m, ImageMessage)]
+    assert sum(isinstance(m, PoseMessage) for m in seen) == n
+    assert images[-1].array[0, 0, 0] == n - 1
+    assert source.statistics().dropped == {("IMAGE", "Ultrasound"): n - len(images)}
+    assert 2 <= len(images) < n
+    assert [m.sequence for m in seen] == list(range(len(seen)))
 
 
 def test_large_unknown_messages_are_counted_and_the_stream_goes_on(sink: Collector) -> None:
