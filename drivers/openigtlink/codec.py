@@ -68,7 +68,9 @@ _LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # ---------------------------------------------------------------------------------------------------------- decoding
 
 
-def decode(raw: bytes, *, source: str, sequence: int, arrival_ns: int, options: SourceConfig | None = None) -> Message:
+def decode(
+    raw: bytes | memoryview, *, source: str, sequence: int, arrival_ns: int, options: SourceConfig | None = None
+) -> Message:
     """Decode one whole, CRC-checked message.
 
     Parameters

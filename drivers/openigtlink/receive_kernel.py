@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 
 from nav.geometry.kernels import KernelSpec
@@ -81,26 +81,29 @@ _EINTR, _EAGAIN = 4, 11
 
 # ------------------------------------------------------------------------------------------------------ C library
 
-_recv = types.ExternalFunction("recv", types.int64(types.int32, types.uint64, types.uint64, types.int32))
-_setsockopt = types.ExternalFunction(
+_recv: Any = types.ExternalFunction("recv", types.int64(types.int32, types.uint64, types.uint64, types.int32))
+_setsockopt: Any = types.ExternalFunction(
     "setsockopt", types.int32(types.int32, types.int32, types.int32, types.uint64, types.uint32)
 )
-_clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.uint64))
-_poll = types.ExternalFunction("poll", types.int32(types.uint64, types.uint64, types.int32))
-_write = types.ExternalFunction("write", types.int64(types.int32, types.uint64, types.uint64))
-_errno_location = types.ExternalFunction("__errno_location", types.uint64())
-_lock = types.ExternalFunction("pthread_mutex_lock", types.int32(types.uint64))
-_unlock = types.ExternalFunction("pthread_mutex_unlock", types.int32(types.uint64))
+_clock_gettime: Any = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.uint64))
+_poll: Any = types.ExternalFunction("poll", types.int32(types.uint64, types.uint64, types.int32))
+_write: Any = types.ExternalFunction("write", types.int64(types.int32, types.uint64, types.uint64))
+_errno_location: Any = types.ExternalFunction("__errno_location", types.uint64())
+_lock: Any = types.ExternalFunction("pthread_mutex_lock", types.int32(types.uint64))
+_unlock: Any = types.ExternalFunction("pthread_mutex_unlock", types.int32(types.uint64))
 
 
 @intrinsic
-def _pointer(typingctx: Any, address: Any) -> Any:  # noqa: ARG001 (numba's convention)
+def _address_to_pointer(typingctx: Any, address: Any) -> Any:  # noqa: ARG001 (numba's convention)
     """An address as a pointer that `carray` takes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
         return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
 
     return types.voidptr(types.uint64), codegen
+
+
+_pointer: Any = _address_to_pointer
 
 
 # ---------------------------------------------------------------------------------------------------------- kernels

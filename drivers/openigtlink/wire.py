@@ -218,7 +218,7 @@ def crc_mismatch(header: Header, found: int) -> WireError:
     )
 
 
-def parse_message(raw: bytes) -> WireMessage:
+def parse_message(raw: bytes | memoryview) -> WireMessage:
     """Take one whole message apart: header, extended header (its own size is honoured), content, metadata.
 
     The CRC is not checked again; the framer has done it.

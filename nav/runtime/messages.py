@@ -139,8 +139,8 @@ class LinkMessage(Message):
 class MessageSink(Protocol):
     """Where a source puts what it receives. Called from the source's own reader thread; must return at once."""
 
-    def deliver(self, message: Message, raw: bytes | None) -> None:
-        """Take one message. ``raw`` holds the bytes as received (None for `LinkMessage`)."""
+    def deliver(self, message: Message, raw: bytes | memoryview | None) -> None:
+        """Take one message. ``raw`` holds the bytes as received, read-only (None for `LinkMessage`)."""
 
 
 class Source(Protocol):

@@ -154,7 +154,7 @@ class Recorder:
 
     # -- callers' side: append and return ------------------------------------------------------------------------
 
-    def record_message(self, message: Message, raw: bytes | None) -> None:
+    def record_message(self, message: Message, raw: bytes | memoryview | None) -> None:
         """Keep a message as received, or a change of a link. Called by reader threads; returns at once."""
         if isinstance(message, LinkMessage):
             data = {

@@ -32,7 +32,7 @@ class RecordingGap(ValueError):
 class RawRecorder(Protocol):
     """The part of the recorder that reader threads use; must return at once and never raise."""
 
-    def record_message(self, message: Message, raw: bytes | None) -> None:
+    def record_message(self, message: Message, raw: bytes | memoryview | None) -> None:
         """Keep the bytes as received (or the link message)."""
 
 
@@ -164,7 +164,7 @@ class Inbox:
         self._overflowed: dict[str, list[int]] = {}
         self._woken = False
 
-    def deliver(self, message: Message, raw: bytes | None) -> None:
+    def deliver(self, message: Message, raw: bytes | memoryview | None) -> None:
         """Take one message from a reader thread; returns at once. See `MessageSink`."""
         recorder = self.recorder
         if recorder is not None:
