@@ -181,7 +181,7 @@ def guide_live(
     if truth:
         log.compare(truth[0])
     summary = write_summary(out, room, live.core.streams, log, room_cpu_cores=cores)
-    for path in (*taken, out / "summary.json", out / "recording.mcap"):
+    for path in (*taken, out / "summary.json", *live.recordings):
         steps.say(f"  wrote {path}")
     if live.problem:
         steps.say(f"  problem: {live.problem}")

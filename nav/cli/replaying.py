@@ -46,13 +46,19 @@ class RecordedSession:
     Raises
     ------
     RecordingError
-        Not a recording of this program, or one without its configuration or case.
+        Not a recording of this program, or one without its configuration or case, or one that begins in the middle of
+        a session.
     """
 
     def __init__(self, path: Path) -> None:
         self.recording = Recording.open(path)
         self.room = self._room(path)
         self.metadata = self.recording.metadata
+        if self.metadata.get("begins", "start") != "start":
+            raise RecordingError(
+                f"{path}: begins in the middle of a session, so its numbers cannot be computed again from their "
+                "beginning; its streams can be served (--serve HOST:PORT), and the session's first recording replayed"
+            )
         self._cases = self._load_cases()
         key = str(self.metadata.get("case", ""))
         if key not in self._cases:

@@ -30,6 +30,7 @@ from nav.guidance.uncertainty import stylus_touch_covariance
 from nav.registration.landmarks import LandmarkRegistration
 from nav.runtime.essentials import CaseEssentials
 from nav.runtime.events import (
+    WIRE_EVENTS,
     ApplyRegistration,
     BreathHold,
     CheckTip,
@@ -194,6 +195,10 @@ class NavigationCore:
             event = event_from_dict(json.loads(message.text))
         except ValueError as error:
             self._message = f"foot switch {message.device}: {error}"
+            return
+        if not isinstance(event, WIRE_EVENTS):
+            allowed = ", ".join(kind.kind for kind in WIRE_EVENTS)
+            self._message = f"foot switch {message.device}: {event.kind} is not for a foot switch; allowed: {allowed}"
             return
         self.apply(event, message.arrival_ns)
 
@@ -451,6 +456,10 @@ class NavigationCore:
         if not self._registration_method:
             return None
         fit = self._registration
+        edge = self.graph.static(self._registration_name)
+        transform = None if edge is None else edge.transform
+        if transform is not None and transform.name != self._registration_name:
+            transform = transform.inverse()  # the configuration may state it the other way round
         return RegistrationSummary(
             method=self._registration_method,
             generation=self._generation,
@@ -459,6 +468,7 @@ class NavigationCore:
             made_ns=self._registration_made_ns,
             landmarks=self._workup.rows() if fit is not None else (),
             warning="" if fit is None or fit.order_warning is None else fit.order_warning.text,
+            transform=transform,
         )
 
     def _setup_state(self) -> SetupState:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 __all__ = [
+    "WIRE_EVENTS",
     "AcknowledgeAlarm",
     "AddNote",
     "ApplyRegistration",
@@ -167,6 +168,23 @@ class AddNote(OperatorEvent):
     kind: ClassVar[str] = "note"
     text: str
 
+
+#: What may come from a foot switch, that is from the network: steps of the work that a person at the table does with
+#: hands and feet. Not among them is what decides on which data the numbers rest (case, registration from elsewhere,
+#: plan, applicator): that is chosen in the window.
+WIRE_EVENTS: tuple[type[OperatorEvent], ...] = (
+    SelectLandmark,
+    CollectLandmark,
+    ClearLandmark,
+    UseLandmark,
+    ApplyRegistration,
+    CheckTip,
+    StartGuidance,
+    StopGuidance,
+    BreathHold,
+    AcknowledgeAlarm,
+    AddNote,
+)
 
 _BY_KIND: dict[str, type[OperatorEvent]] = {cls.kind: cls for cls in OperatorEvent.__subclasses__()}
 

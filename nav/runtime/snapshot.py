@@ -62,7 +62,7 @@ class LandmarkRow:
 
 @dataclass(frozen=True, slots=True)
 class RegistrationSummary:
-    """The registration in force. ``method``: ``landmarks`` | ``file`` | ``assumed``."""
+    """The registration in force. ``method``: ``landmarks`` | ``file`` | ``assumed``. ``transform``: patient to CT."""
 
     method: str
     generation: int
@@ -71,6 +71,7 @@ class RegistrationSummary:
     made_ns: int
     landmarks: tuple[LandmarkRow, ...] = ()
     warning: str = ""
+    transform: Rigid | None = None
 
 
 @dataclass(frozen=True, slots=True)

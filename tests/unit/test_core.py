@@ -268,6 +268,10 @@ def test_mistaken_events_are_explained_and_change_nothing(essentials: CaseEssent
         ('{"kind": []}', "unknown; known"),
         ("[1, 2]", "not an object"),
         ("not json", "FootSwitch"),
+        ('{"kind": "set_plan", "target": [1, 2, 3]}', "set_plan is not for a foot switch; allowed: select_landmark"),
+        ('{"kind": "choose_applicator", "name": "../x", "power_w": 1, "time_s": 1}', "not for a foot switch"),
+        (f'{{"kind": "load_registration", "matrix": {np.eye(4).ravel().tolist()}}}', "not for a foot switch"),
+        ('{"kind": "load_case", "sha256": "00"}', "not for a foot switch"),
     ],
 )
 def test_a_foot_switch_that_sends_nonsense_is_explained_and_changes_nothing(
