@@ -6,6 +6,7 @@ Everything a site edits is validated here, all mistakes at once, each with its p
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -20,6 +21,7 @@ __all__ = [
     "ImageStreamConfig",
     "LimitsConfig",
     "PrivacyConfig",
+    "PublishConfig",
     "RoomConfig",
     "SourceConfig",
     "SubscriptionConfig",
@@ -223,6 +225,48 @@ class PrivacyConfig(_Model):
     record_patient: bool = Field(False, description="patient name and identifiers in recordings and reports")
 
 
+class PublishConfig(_Model):
+    """What is sent on to Slicer and other programs over OpenIGTLink (docs/publishing.md); absent: nothing."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; one that the network can reach needs allow")
+    port: int = Field(18950, ge=0, le=65535, description="port to listen on; 0: any that is free")
+    allow: tuple[str, ...] = Field(
+        (), description="networks that may connect, such as 192.0.2.0/24, beside this computer"
+    )
+    max_clients: int = Field(8, ge=1, le=64, description="further clients are turned away")
+    zone_hz: float = Field(10.0, gt=0, le=60, description="most updates of the zone's surface a second")
+    margin_hz: float = Field(10.0, gt=0, le=60, description="most updates of the margin's text a second")
+    commands: bool = Field(
+        True, description="clients may start and stop recordings, ask for the state, reconnect a source"
+    )
+
+    @field_validator("allow")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            try:
+                ipaddress.ip_network(entry)
+            except ValueError as error:
+                raise ValueError(f"{error}; expected a network such as 192.0.2.0/24 or an address") from None
+        return value
+
+    @model_validator(mode="after")
+    def _closed_unless_said(self) -> Self:
+        if not self.allow and not _is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host} can be reached from the network: name the networks that may connect in allow, "
+                'such as allow = ["192.0.2.0/24"], or use host = "127.0.0.1"'
+            )
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 class ApplicatorChoice(_Model):
     """Applicator, power and time at start."""
 
@@ -248,6 +292,7 @@ class RoomConfig(_Model):
     limits: LimitsConfig = Field(LimitsConfig(), description="limits of the whole chain")
     privacy: PrivacyConfig = Field(PrivacyConfig(), description="what may leave the program")
     applicator: ApplicatorChoice = Field(ApplicatorChoice(), description="applicator at start")
+    publish: PublishConfig | None = Field(None, description="what is sent on to other programs; absent: nothing")
     simulation: SimulationConfig | None = Field(None, description="what the simulated room plays; only there")
 
     def rigid_calibration(self, *frames: str) -> CalibrationConfig | None:
