@@ -35,7 +35,7 @@ from drivers.openigtlink.framing import Framer
 from drivers.openigtlink.outgoing import Kind, Outgoing
 from drivers.openigtlink.wire import Limits, PeerGone, WireError
 
-__all__ = ["ClientInfo", "IgtlServer", "Kind"]
+__all__ = ["AllowListError", "ClientInfo", "IgtlServer", "Kind"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -91,6 +91,10 @@ class ClientInfo:
     queued: int
     queued_bytes: int
     connected_utc_ns: int
+
+
+class AllowListError(ValueError):
+    """A server that is open to a network without saying to whom, or an allowed network that is none."""
 
 
 class _Client:
@@ -169,14 +173,14 @@ class IgtlServer:
         once; an exception in it is logged and disconnects that client.
     on_client : callable or None
         Called in the server's thread with (client, True) when a client has come, with (client, False) when it has gone.
-    allow : sequence of networks (``"192.0.2.0/24"``, addresses, `ipaddress` networks) or None
+    allow : sequence of networks (``"192.0.2.0/24"``, addresses, `ipaddress` networks)
         Whose connections are taken; those of this computer always are. Required when ``host`` is not loopback.
     max_queued_bytes : int
         Most that waits for one client, beside one message of any size.
 
     Raises
     ------
-    ValueError
+    AllowListError
         When an entry of ``allow`` is no network.
     EncodeError
         When ``name`` cannot be sent.
@@ -193,14 +197,14 @@ class IgtlServer:
         send_timeout_s: float = 10.0,
         on_message: Callable[[ClientInfo, bytes], None] | None = None,
         on_client: Callable[[ClientInfo, bool], None] | None = None,
-        allow: Sequence[str | Network] | None = None,
+        allow: Sequence[str | Network] = (),
         max_queued_bytes: int = 64 << 20,
     ) -> None:
         encode_status(name)  # refuses a name that cannot be sent, now rather than in a thread
         self.host, self.name, self.keep_alive_s = host, name, keep_alive_s
         self.max_clients, self.send_timeout_s, self.max_queued_bytes = max_clients, send_timeout_s, max_queued_bytes
         self.on_message, self.on_client = on_message, on_client
-        self.allow = None if allow is None else tuple(_network(entry) for entry in allow)
+        self.allow = tuple(_network(entry) for entry in allow)
         self._wanted_port = port
         self._listener: socket.socket | None = None
         self._wake: tuple[socket.socket, socket.socket] | None = None
@@ -223,7 +227,7 @@ class IgtlServer:
 
         Raises
         ------
-        ValueError
+        AllowListError
             When the address is open to a network and no ``allow`` says to whom.
         OSError
             When the address cannot be bound (it is named).
@@ -232,13 +236,13 @@ class IgtlServer:
             raise RuntimeError("this server runs already")
         place = f"{self.host}:{self._wanted_port}"
         try:
-            family, _, _, _, address = socket.getaddrinfo(
-                self.host, self._wanted_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
+            found = socket.getaddrinfo(self.host, self._wanted_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except OSError as error:
             raise OSError(error.errno, f"cannot listen on {place}: {error.strerror}") from None
-        if self.allow is None and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
-            raise ValueError(
+        # Where a name has both kinds of address, IPv4 is what the programs of the field connect to.
+        family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+        if not self.allow and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
+            raise AllowListError(
                 f"{place} can be reached from the network: say with 'allow' which networks may connect "
                 '(such as allow = ["192.0.2.0/24"]), or listen on 127.0.0.1'
             )
@@ -564,8 +568,8 @@ class IgtlServer:
     def _refusal(self, address: str) -> str:
         """Why a client from ``address`` is turned away; empty when it is welcome."""
         ip = ipaddress.ip_address(address.partition("%")[0])
-        if not ip.is_loopback and not any(ip in network for network in self.allow or ()):
-            allowed = ", ".join(map(str, self.allow or ())) or "this computer alone"
+        if not ip.is_loopback and not any(ip in network for network in self.allow):
+            allowed = ", ".join(map(str, self.allow)) or "this computer alone"
             return f"its address is not allowed ({allowed})"
         if len(self._roster) >= self.max_clients:
             return f"{self.max_clients} clients are served already"
@@ -631,4 +635,6 @@ def _network(entry: str | Network) -> Network:
     try:
         return ipaddress.ip_network(entry) if isinstance(entry, str) else entry
     except ValueError as error:
-        raise ValueError(f"allowed network {entry!r}: {error}; expected such as 192.0.2.0/24 or 192.0.2.7") from None
+        raise AllowListError(
+            f"allowed network {entry!r}: {error}; expected such as 192.0.2.0/24 or 192.0.2.7"
+        ) from None

@@ -92,7 +92,7 @@ class _Device(ABC):
             self._begin(job["begin"])
         for kernel in crc64.KERNELS:
             kernel.compile()
-        self.server = IgtlServer(job["host"], int(job["port"]), name="PlusServer", keep_alive_s=0.25)
+        self.server = IgtlServer(job["host"], int(job["port"]), name="PlusServer", allow=self.setup.simulation.allow)
 
     def _begin(self, order: dict[str, Any]) -> None:
         script = Script.build(self.geometry, self.setup, float(order["duration_s"]), self.seed)

@@ -41,6 +41,9 @@ def replay(
     ct: Annotated[Path | None, typer.Option(help="CT for the pictures (DICOM folder or file).")] = None,
     speed: Annotated[float, typer.Option(help="Pace in the window or when serving.", min=0.05, max=20.0)] = 1.0,
     serve: Annotated[str, typer.Option(help="HOST:PORT to serve the streams at instead.")] = "",
+    allow: Annotated[
+        list[str] | None, typer.Option(help="Network that may connect to --serve, such as 192.0.2.0/24 (repeatable).")
+    ] = None,
     loop: Annotated[bool, typer.Option("--loop", help="Serve again from the start at the end.")] = False,
 ) -> None:
     """See ``HELP``."""
@@ -50,7 +53,7 @@ def replay(
     if serve:
         from nav.cli.serving import serve_file
 
-        serve_file(recording, serve, loop=loop, speed=speed, steps=steps)
+        serve_file(recording, serve, loop=loop, speed=speed, steps=steps, allow=allow or ())
         return
     if out is None:
         raise CommandError("--out FOLDER is needed for the summary", ExitCode.USAGE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +31,11 @@ class _Raw:
         server.publish(self.device, lambda _version: self.raw)
 
 
-def serve_file(path: Path, address: str, *, loop: bool, speed: float, steps: Steps) -> None:
+def serve_file(path: Path, address: str, *, loop: bool, speed: float, steps: Steps, allow: Sequence[str] = ()) -> None:
     """Serve until the end of the file, or until Ctrl-C with ``loop``.
 
-    A recording of several sources is served at consecutive ports, in the order of its sources.
+    A recording of several sources is served at consecutive ports, in the order of its sources. ``allow``: networks that
+    may connect where the address can be reached from one.
     """
     host, _, port = address.rpartition(":")
     if not port.isdigit() or not 0 <= int(port) <= 65535:
@@ -44,22 +45,32 @@ def serve_file(path: Path, address: str, *, loop: bool, speed: float, steps: Ste
     host = host or "127.0.0.1"
     with _until_interrupted() as stop:
         if path.suffix == ".mcap":
-            _serve_recording(path, host, int(port), loop=loop, speed=speed, stop=stop, steps=steps)
+            _serve_recording(path, host, int(port), loop=loop, speed=speed, stop=stop, steps=steps, allow=allow)
             return
         if speed != 1.0:
             raise CommandError("--speed is for recordings; a sequence is served at its own pace", ExitCode.USAGE)
-        with IgtlServer(host, int(port), name="Sequence") as server:
+        with IgtlServer(host, int(port), name="Sequence", allow=allow) as server:
             steps.say(f"  {path.name} at {host}:{server.port}; Ctrl-C ends")
             play_sequence(path, server, loop=loop, stop=stop)
 
 
 def _serve_recording(
-    path: Path, host: str, port: int, *, loop: bool, speed: float, stop: threading.Event, steps: Steps
+    path: Path,
+    host: str,
+    port: int,
+    *,
+    loop: bool,
+    speed: float,
+    stop: threading.Event,
+    steps: Steps,
+    allow: Sequence[str],
 ) -> None:
     with Recording.open(path) as recording, ExitStack() as stack:
         threads = []
         for n, source in enumerate(recording.sources()):
-            server = stack.enter_context(IgtlServer(host, port + n if port else 0, name=source[:20], keep_alive_s=None))
+            server = stack.enter_context(
+                IgtlServer(host, port + n if port else 0, name=source[:20], keep_alive_s=None, allow=allow)
+            )
             steps.say(f"  {source} at {host}:{server.port}; Ctrl-C ends")
             messages = [
                 _Raw(m.arrival_ns * 1e-9 / speed, f"{source}/{m.raw[14:34].decode('ascii', 'replace')}", m.raw)

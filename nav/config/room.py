@@ -6,11 +6,11 @@ Everything a site edits is validated here, all mistakes at once, each with its p
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from nav.config.network import NetworkText, is_loopback
 from nav.config.simulation import SimulationConfig
 from nav.geometry.frames import FrameNameError, TransformName
 from nav.geometry.rigid import NotRigidError, PixelMap, Rigid
@@ -230,7 +230,7 @@ class PublishConfig(_Model):
 
     host: str = Field("127.0.0.1", description="address to listen on; one that the network can reach needs allow")
     port: int = Field(18950, ge=0, le=65535, description="port to listen on; 0: any that is free")
-    allow: tuple[str, ...] = Field(
+    allow: tuple[NetworkText, ...] = Field(
         (), description="networks that may connect, such as 192.0.2.0/24, beside this computer"
     )
     max_clients: int = Field(8, ge=1, le=64, description="further clients are turned away")
@@ -240,31 +240,14 @@ class PublishConfig(_Model):
         True, description="clients may start and stop recordings, ask for the state, reconnect a source"
     )
 
-    @field_validator("allow")
-    @classmethod
-    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for entry in value:
-            try:
-                ipaddress.ip_network(entry)
-            except ValueError as error:
-                raise ValueError(f"{error}; expected a network such as 192.0.2.0/24 or an address") from None
-        return value
-
     @model_validator(mode="after")
     def _closed_unless_said(self) -> Self:
-        if not self.allow and not _is_loopback(self.host):
+        if not self.allow and not is_loopback(self.host):
             raise ValueError(
                 f"host {self.host} can be reached from the network: name the networks that may connect in allow, "
                 'such as allow = ["192.0.2.0/24"], or use host = "127.0.0.1"'
             )
         return self
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class ApplicatorChoice(_Model):

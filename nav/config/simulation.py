@@ -6,6 +6,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from nav.config.network import NetworkText
+
 __all__ = ["SimulationConfig"]
 
 
@@ -34,6 +36,9 @@ class SimulationConfig(BaseModel):
     advance_mm_s: float = Field(10.0, gt=0, description="speed of the needle")
     ultrasound_depth_mm: float = Field(150.0, ge=60, le=250, description="depth of the ultrasound image")
     fluoro_fps: Literal[6, 12] = Field(6, description="frame rate of the CT-fluoroscopy")
+    allow: tuple[NetworkText, ...] = Field(
+        (), description="networks that may connect, where a source's host is an address of the network"
+    )
     fluoro_noise_hu: float = Field(35.0, ge=0, description="standard deviation of the low-dose noise")
 
     @model_validator(mode="after")
