@@ -19,7 +19,7 @@ from numba import config as numba_config
 from numpy.typing import NDArray
 
 from drivers.openigtlink import receive_kernel as k
-from drivers.openigtlink.crc64 import make_tables
+from drivers.openigtlink.crc64 import TABLES
 from drivers.openigtlink.framing import keeps
 from drivers.openigtlink.wire import Limits, PeerGone, WireError, crc_mismatch, parse_header
 
@@ -146,7 +146,6 @@ class ReceiveRing:
         self._slots = np.zeros((slots, 4), np.int64)
         self._mutex = np.zeros(8, np.uint64)
         self._names, self._type_limits = _type_table(self.limits)
-        self._tables = make_tables()
         self._scratch = np.zeros(4, np.int64)
         self._pool = _Buffers()
         self._buffers: list[NDArray[np.uint8] | None] = [None] * slots
@@ -201,7 +200,7 @@ class ReceiveRing:
         while True:
             code = k.receive_kernel(
                 fd, control, self._head, self._staging, self._ring, self._descriptors, self._headers, self._slots,
-                self._mutex, self._names, self._type_limits, self._tables, self._scratch,
+                self._mutex, self._names, self._type_limits, TABLES, self._scratch,
             )  # fmt: skip
             if code == k.NEED_BUFFER:
                 self._provide(int(control[k.NEED_SLOT]), int(control[k.NEED]))
