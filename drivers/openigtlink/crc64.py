@@ -22,8 +22,8 @@ POLYNOMIAL = 0x42F0E1EBA9EA3693
 def make_tables() -> NDArray[np.uint64]:
     """The (24, 256) uint64 tables.
 
-    Rows 0 to 15: row n holds the CRC of a byte followed by n zero bytes. Rows 16 to 23: row 16 + b holds what becomes of
-    a register with the byte b (0 the lowest) over `LANE_BYTES` zero bytes.
+    Rows 0 to 15: row n holds the CRC of a byte followed by n zero bytes. Rows 16 to 23: row 16 + b holds what becomes
+    of a register with the byte b (0 the lowest) over `LANE_BYTES` zero bytes.
     """
     top, one, eight = np.uint64(1 << 63), np.uint64(1), np.uint64(8)
     first = np.arange(256, dtype=np.uint64) << np.uint64(56)

@@ -34,10 +34,10 @@ _SAFE_STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 
 @runtime_checkable
 class Reconnectable(Protocol):
-    """A source that can be told to connect anew."""
+    """A source that can be told to connect again."""
 
     def reconnect(self) -> None:
-        """Connect anew."""
+        """Connect now if there is no connection."""
 
 
 def essentials_of(case: Case | None, room: RoomConfig) -> CaseEssentials:
@@ -204,7 +204,7 @@ class LiveStreams:
     # -- sources -------------------------------------------------------------------------------------------------
 
     def reconnect(self, name: str) -> None:
-        """Let a source connect anew.
+        """Let a source connect again, if it has no connection.
 
         Raises
         ------
@@ -218,6 +218,12 @@ class LiveStreams:
         if not isinstance(source, Reconnectable):
             raise LookupError(f"source {name!r}: its driver cannot reconnect")
         source.reconnect()
+
+    def connect_now(self) -> None:
+        """Let every source connect again that can and has no connection."""
+        for source in self._sources:
+            if isinstance(source, Reconnectable):
+                source.reconnect()
 
 
 class LiveSession(WindowSession):
@@ -252,6 +258,10 @@ class LiveSession(WindowSession):
         """Stop receiving, computing, drawing; finish the recording. Safe to call twice."""
         self._live.stop()
         self.worker.stop()
+
+    def connect_now(self) -> None:
+        """See `HudSession`."""
+        self._live.connect_now()
 
     def finish_recording(self) -> None:
         """See `HudSession`."""

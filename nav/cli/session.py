@@ -173,6 +173,9 @@ class WindowSession:
     def finish_recording(self) -> None:
         """See `HudSession`; nothing is recorded here."""
 
+    def connect_now(self) -> None:
+        """See `HudSession`; nothing is connected here."""
+
     # -- case ----------------------------------------------------------------------------------------------------
 
     def take_case(self, case: Case) -> None:

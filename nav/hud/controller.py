@@ -70,6 +70,7 @@ class Controller(QObject):
             "breath_hold": self._breath,
             "record": self._record,
             "screenshot": self.screenshot_wanted.emit,
+            "connect": self._connect,
             "acknowledge": self.acknowledge,
             "full_screen": self.full_screen_wanted.emit,
             "help": self.help_wanted.emit,
@@ -157,6 +158,10 @@ class Controller(QObject):
     def _breath(self) -> None:
         snapshot = self.session.latest_snapshot()
         self.session.submit(BreathHold(held=not (snapshot is not None and snapshot.breath_hold is True)))
+
+    def _connect(self) -> None:
+        self.session.connect_now()
+        self.notice("Connecting to every device whose connection is lost")
 
     def _record(self) -> None:
         """Finish the recording, asked twice: it runs from the start of the session and cannot be taken up again."""

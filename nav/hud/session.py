@@ -144,6 +144,9 @@ class HudSession(Protocol):
     def finish_recording(self) -> None:
         """Finish the recording file; the session goes on without one."""
 
+    def connect_now(self) -> None:
+        """Connect to every source whose connection is lost, without waiting; those connected are left alone."""
+
     # -- worker ----------------------------------------------------------------------------------------------------
 
     def scan_ct(self, path: str, progress: Progress) -> tuple[SeriesChoice, ...]:

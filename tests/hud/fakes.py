@@ -269,6 +269,9 @@ class FakeSession:
     def submit(self, event: OperatorEvent) -> None:
         self.events.append(event)
 
+    def connect_now(self) -> None:
+        self.calls.append(("connect_now",))
+
     def finish_recording(self) -> None:
         self.calls.append(("finish_recording",))
 

@@ -146,6 +146,8 @@ def test_operator_keys(qtbot: QtBot, window: MainWindow, session: FakeSession, s
     assert ("finish_recording",) not in session.calls  # Once is a question.
     press(qtbot, window, Qt.Key.Key_R)
     assert session.calls[-1] == ("finish_recording",)
+    press(qtbot, window, Qt.Key.Key_K)
+    assert session.calls[-1] == ("connect_now",)
     press(qtbot, window, Qt.Key.Key_L)
     press(qtbot, window, Qt.Key.Key_Return)
     assert session.events[-2:] == [CollectLandmark(), CollectLandmark()]
