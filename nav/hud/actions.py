@@ -45,7 +45,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("record", ("R",), "Finish the recording (press twice)", "RECORD", "Record"),
     Action("screenshot", ("S",), "Screenshot with metadata", "PICTURE", "Record"),
     Action("acknowledge", ("Space",), "Acknowledge alarms", "", "Guidance"),
-    Action("connect", ("K",), "Connect to lost devices now", "CONNECT", "Devices"),
+    Action("connect", ("K",), "Connect to lost devices now", "", "Record"),
     Action("full_screen", ("F11",), "Full screen", "FULL", "Window"),
     Action("help", ("?", "Shift+?"), "This help", "HELP ?", "Window"),
 )
