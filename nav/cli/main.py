@@ -29,6 +29,7 @@ COMMANDS: dict[str, str] = {
     "record": "Record the streams of a room without guiding.",
     "replay": "Play a recording through the same program again.",
     "register": "Register from files: landmarks.",
+    "igtl": "OpenIGTLink messages in files and on the wire.",
     "doctor": "Check this computer and say what is wrong and what to do.",
 }
 
