@@ -16,7 +16,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -307,11 +307,11 @@ class IgtlServer:
     def publish(
         self,
         device: str,
-        build: Callable[[int], bytes],
+        build: Callable[[int], bytes | None],
         *,
         kind: Kind = "stream",
         depth: int = 32,
-        only: int | None = None,
+        only: int | Collection[int] | None = None,
     ) -> int:
         """Send one message to every client, from this thread where a client takes it at once. Never waits for one.
 
@@ -321,26 +321,29 @@ class IgtlServer:
             Messages of one device share a queue limit.
         build : callable
             Header version (1 or 2) → whole message; called at most once per version, in this thread, so that what
-            cannot be encoded is the caller's exception and not a torn link.
+            cannot be encoded is the caller's exception and not a torn link. None: nothing for clients of that version.
         kind : "stream" or "reliable"
             A stream drops its oldest message when ``depth`` of them wait for a client.
-        only : int or None
-            Number of the one client that gets it.
+        only : int, collection of int, or None
+            Numbers of the clients that get it; None: all.
 
         Returns
         -------
         int
             Clients it was meant for.
         """
-        encoded: dict[int, bytes] = {}
+        wanted = (only,) if isinstance(only, int) else only
+        encoded: dict[int, bytes | None] = {}
         count = 0
         for client in self._roster:
-            if only is not None and client.number != only:
+            if wanted is not None and client.number not in wanted:
                 continue
             version = client.version
-            raw = encoded.get(version)
+            if version not in encoded:
+                encoded[version] = build(version)
+            raw = encoded[version]
             if raw is None:
-                raw = encoded[version] = build(version)
+                continue
             count += 1
             if client.out.put(device, kind, raw, depth):
                 self._rouse()
