@@ -79,7 +79,11 @@ class RecordedSession:
 
     def core(self) -> NavigationCore:
         """A fresh core in the state in which the recording began."""
-        return NavigationCore(self.room, self.case, self._cases)
+        core = NavigationCore(self.room, self.case, self._cases)
+        started = self.metadata.get("started")
+        if isinstance(started, dict):
+            core.streams.utc_minus_local_ns = int(started["utc_ns"]) - int(started["monotonic_ns"])
+        return core
 
     def ticks(self, core: NavigationCore) -> Iterator[ReplayedTick]:
         """Compute every recorded tick again with a fresh `core`, in order.
@@ -208,7 +212,7 @@ def recompute(session: RecordedSession, case: Case | None, out: Path, steps: Ste
     versions = software(session.room)
     summary = log.builder.write(
         out / "summary.json",
-        streams={m.name: m.summary() for m in core.streams.monitors()},
+        streams=core.streams.summary(),
         version=versions["version"],
         config_sha256=versions["config_sha256"],
     )

@@ -96,7 +96,7 @@ def write_summary(
     versions = software(room)
     return log.builder.write(
         out / "summary.json",
-        streams={m.name: m.summary() for m in streams.monitors()},
+        streams=streams.summary(),
         version=versions["version"],
         config_sha256=versions["config_sha256"],
         room_cpu_cores=room_cpu_cores,

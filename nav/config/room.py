@@ -54,7 +54,11 @@ class _StreamConfig(_Model):
         None, description="poses further apart are never bridged; 3 periods unless given"
     )
     stale_ms: Positive | None = Field(None, description="age that is marked; 100 ms or 3 periods unless given")
-    lost_ms: Positive | None = Field(None, description="age that blanks; 250 ms or 5 periods unless given")
+    lost_ms: Positive | None = Field(
+        None,
+        description="age that blanks; unless given 250 ms for a tool (900 ms with hold_last), 250 ms or 5 periods for "
+        "an image",
+    )
 
     @property
     def period_ms(self) -> float:
@@ -77,13 +81,47 @@ class _StreamConfig(_Model):
         return self.lost_ms or max(250.0, 5.0 * self.period_ms)
 
 
+#: No number survives its pose by more than this, unless the room says so for the tool.
+TOOL_LOST_MS = 250.0
+#: Between two poses and a little delay a tool must not be called lost: slower ones than this need their own limit.
+TOOL_PERIODS = 2.0
+#: A tool that is sent only on change is as fresh as its link: keep-alives come every 250 ms, 900 ms are silence.
+HELD_STALE_MS, HELD_LOST_MS = 500.0, 900.0
+
+
 class ToolStreamConfig(_StreamConfig):
     """A tool: which device name carries which transform."""
 
     transform: str = Field(description="what the pose maps, from tool to tracker, such as NeedleToTracker")
     hold_last: bool = Field(False, description="the sender sends only on change; its heartbeat is then what ages")
+    identity_is_lost: bool = Field(
+        True,
+        description="an exact identity without a status means not seen, as PLUS sends it (not with hold_last); false: "
+        "it is a pose",
+    )
 
     _check = field_validator("transform")(_transform_name)
+
+    @property
+    def stale_limit_ms(self) -> float:
+        """Age at which the tool is marked stale: 100 ms, or 3 periods of a slower one, before it is lost."""
+        usual = HELD_STALE_MS if self.hold_last else max(100.0, 3.0 * self.period_ms)
+        return self.stale_ms or min(usual, 0.8 * self.lost_limit_ms)
+
+    @property
+    def lost_limit_ms(self) -> float:
+        """Age at which the tool's numbers are taken away."""
+        return self.lost_ms or (HELD_LOST_MS if self.hold_last else TOOL_LOST_MS)
+
+    @model_validator(mode="after")
+    def _slow_tools_say_when_lost(self) -> Self:
+        if self.lost_ms is None and not self.hold_last and TOOL_PERIODS * self.period_ms > TOOL_LOST_MS:
+            raise ValueError(
+                f"nominal_hz {self.nominal_hz:g}: numbers are taken away {TOOL_LOST_MS:g} ms after their pose, less "
+                f"than {TOOL_PERIODS:g} periods of this tool ({TOOL_PERIODS * self.period_ms:.0f} ms); state lost_ms "
+                "(and stale_ms) if a slower tool is acceptable"
+            )
+        return self
 
 
 class ImageStreamConfig(_StreamConfig):
@@ -96,6 +134,9 @@ class ImageStreamConfig(_StreamConfig):
         description="calibration: by the pixel map in [[calibrations]]; header: by the IMAGE's own matrix",
     )
     frame: str = Field("Image", description="pixel frame (calibration), or the frame that the IMAGE leads to (header)")
+    left_handed: bool = Field(
+        False, description="the sender's image axes are left-handed and have been checked: not marked as mirrored"
+    )
     nominal_hz: Positive = Field(30.0, description="rate that the sender states; the limits follow from it")
 
 

@@ -4,7 +4,47 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["StreamHealth"]
+__all__ = ["StreamClock", "StreamFinding", "StreamHealth"]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFinding:
+    """Something about a stream that looks wrong although its data can be read: it degrades what rests on it.
+
+    ``code`` is stable (``image_mirrored``); ``text`` says what was seen, the value and the limit, and what to do.
+    """
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamClock:
+    """Stamps of one device against the local clock; every number None before the first stamp.
+
+    Attributes
+    ----------
+    offset_ms : float or None
+        Sender's clock minus the local UTC clock, less the smallest delay seen: positive for a sender that is ahead.
+        Against the local monotonic clock where UTC is not known.
+    lag_ms : float or None
+        Smallest delay of this device above the smallest of all devices of its source.
+    jitter_ms : float or None
+        95th percentile of the delay above the device's own smallest, over the last messages.
+    drift_ppm : float or None
+        How much faster the sender's clock runs; None before 10 s.
+    steps : int
+        How often the sender's clock was found to have been set, since the start.
+    shift_ms : float or None
+        How much later than before the device's data comes by now: near zero in health.
+    """
+
+    offset_ms: float | None
+    lag_ms: float | None
+    jitter_ms: float | None
+    drift_ppm: float | None
+    steps: int
+    shift_ms: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +53,8 @@ class StreamHealth:
 
     ``state`` is one of ``waiting`` (nothing yet), ``live``, ``stale`` (age above the first limit), ``lost`` (the
     tracker says it does not see the tool, or silence although the link speaks), ``link_lost`` (socket closed or
-    silent link).
+    silent link). ``rejected`` counts poses whose time was not after the one before, ``refused`` those that were no
+    rigid transform or not to be believed.
     """
 
     name: str
@@ -28,3 +69,7 @@ class StreamHealth:
     stale_ms: float
     lost_ms: float
     detail: str = ""
+    rejected: int = 0
+    refused: int = 0
+    clock: StreamClock | None = None
+    findings: tuple[StreamFinding, ...] = ()

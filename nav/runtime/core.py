@@ -48,7 +48,7 @@ from nav.runtime.events import (
     event_from_dict,
 )
 from nav.runtime.images import ImagePlacer
-from nav.runtime.messages import ImageMessage, LinkMessage, PoseMessage, TextMessage
+from nav.runtime.messages import ImageMessage, LinkMessage, PoseMessage, StatusMessage, TextMessage
 from nav.runtime.slots import Batch, message_order
 from nav.runtime.snapshot import NavigationSnapshot, RegistrationSummary, SetupState, ToolState
 from nav.runtime.streams import StreamSet
@@ -177,6 +177,8 @@ class NavigationCore:
             self.streams.on_any(message)
             if isinstance(message, PoseMessage):
                 self.streams.on_poses(message)
+            elif isinstance(message, StatusMessage):
+                self.streams.on_status(message)
             elif isinstance(message, ImageMessage):
                 used = (message.source, message.sequence) not in superseded
                 acquired = self.streams.on_image(message, used=used)

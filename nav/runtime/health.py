@@ -11,15 +11,19 @@ from array import array
 from collections import deque
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nav.config.room import ImageStreamConfig, ToolStreamConfig
 from nav.geometry.poses import PoseStatus
-from nav.guidance.health import StreamHealth
+from nav.guidance.health import StreamClock, StreamFinding, StreamHealth
 from nav.runtime.messages import LinkState
+from nav.runtime.pose_checks import HeldWatch, RepeatWatch, ScaleWatch, StampWatch
+from nav.runtime.server_status import ServerStatus
 
 __all__ = ["StreamMonitor"]
 
-#: The same bits for longer than this, while the stamps move on: a sender that repeats itself, not a hand at rest.
+#: The same bits for longer than this, while the stamps move on: marked. Of a stream known to have noise
+#: (`nav.runtime.pose_checks.RepeatWatch`) they are taken away, as old as their first one, at the limit of its age.
 FROZEN_AFTER_NS = 500_000_000
 #: The rate shown is counted over this span, or over this many periods of a slower stream.
 RATE_SPAN_NS = 1_000_000_000
@@ -61,9 +65,17 @@ class StreamMonitor:
         self._last_arrival_ns = 0
         self._acquired_ns: int | None = None
         self._arrivals: deque[int] = deque()
-        self._content = b""
-        self._content_since_ns = 0
+        self._rejected = 0
+        self._refused = 0
+        self._repeats = RepeatWatch()
+        self._scale = ScaleWatch()
+        self._held = HeldWatch()
+        self._stamps = StampWatch()
+        self._image_findings: tuple[StreamFinding, ...] = ()
+        self._server: ServerStatus | None = None
+        self._server_withholds = False
         self._lost_status: PoseStatus | None = None
+        self._lost_problem = ""
         self._lost_since_ns = 0
         self._link: LinkState | None = None
         self._link_detail = ""
@@ -72,7 +84,15 @@ class StreamMonitor:
 
     # -- what happens on the stream ------------------------------------------------------------------------------
 
-    def on_sample(self, acquired_ns: int, arrival_ns: int, content: bytes = b"", *, used: bool = True) -> None:
+    def on_sample(
+        self,
+        acquired_ns: int,
+        arrival_ns: int,
+        content: bytes = b"",
+        *,
+        used: bool = True,
+        findings: tuple[StreamFinding, ...] = (),
+    ) -> None:
         """A valid pose or an image.
 
         Parameters
@@ -83,6 +103,8 @@ class StreamMonitor:
             The matrix's bits, to notice a sender that repeats itself; empty: not checked.
         used : bool
             False for an image that a newer one superseded before it was used: received, but dropped.
+        findings : tuple of StreamFinding
+            What looks wrong in this image.
         """
         if self._received == 0:
             self._first_arrival_ns = arrival_ns
@@ -96,24 +118,57 @@ class StreamMonitor:
         self.on_any_message(arrival_ns)
         if self._acquired_ns is not None and acquired_ns - self._acquired_ns > self._gap_ns and not self._hold_last:
             self._gaps += 1
-        if content != self._content or not content:
-            self._content, self._content_since_ns = content, acquired_ns
+        self._repeats.take(content, acquired_ns)
+        if self._hold_last:
+            self._held.take(arrival_ns)
+        self._image_findings = findings
+        self._server_withholds = self._server is not None and self._server.failed
         if self._acquired_ns is None or acquired_ns > self._acquired_ns:
             self._acquired_ns = acquired_ns
         self._lost_status = None
 
-    def on_lost(self, status: PoseStatus, arrival_ns: int) -> None:
-        """The tracker reports that it does not see the tool."""
+    def on_lost(self, status: PoseStatus, arrival_ns: int, problem: str = "") -> None:
+        """The tracker reports that it does not see the tool, or (``problem``) what it sent is no pose."""
         if self._lost_status is None:
             self._lost_since_ns = arrival_ns
-        self._lost_status = status
+        self._lost_status, self._lost_problem = status, problem
+        if problem:
+            self._refused += 1
         self.on_any_message(arrival_ns)
+
+    def on_rejected(self, arrival_ns: int) -> None:
+        """A pose whose time is not after that of the one before: not used, and the stream ages."""
+        self._rejected += 1
+        self.on_any_message(arrival_ns)
+
+    def on_stamp(self, sender_ns: int | None, arrival_ns: int) -> None:
+        """The stamp of a message, where the source is said to stamp."""
+        self._stamps.take(sender_ns, arrival_ns)
+
+    def on_matrix(self, matrix: NDArray[np.float64]) -> None:
+        """A valid pose, (4, 4) mm."""
+        self._scale.take(matrix)
+
+    def on_status(self, status: ServerStatus) -> None:
+        """The server said how it is."""
+        self._server = None if status.is_ok else status
+        self._server_withholds = status.failed or status.without_data
+        self.on_any_message(status.arrival_ns)
+
+    def is_frozen(self, content: bytes, acquired_ns: int) -> bool:
+        """Would a pose with these bits only repeat what a noisy stream has been sending for longer than its limit?"""
+        return (
+            not self._hold_last
+            and self._repeats.has_noise
+            and self._repeats.run_ns(content, acquired_ns) > self._lost_ns
+        )
 
     def on_link(self, state: LinkState, arrival_ns: int, detail: str = "") -> None:
         """The connection changed."""
         self._link, self._link_detail = state, detail
         if state is LinkState.CONNECTED:
             self._heard_ns = arrival_ns
+            self._server, self._server_withholds = None, False
 
     def on_any_message(self, arrival_ns: int) -> None:
         """The link speaks: any message of the source, such as a keep-alive STATUS."""
@@ -137,8 +192,13 @@ class StreamMonitor:
             return now_ns - max(self._acquired_ns, self._heard_ns)
         return now_ns - self._acquired_ns
 
-    def health(self, now_ns: int) -> StreamHealth:
-        """The state at ``now_ns``; changes nothing. ``age_ms`` is infinite before the first sample."""
+    def health(
+        self, now_ns: int, clock: StreamClock | None = None, clock_findings: tuple[StreamFinding, ...] = ()
+    ) -> StreamHealth:
+        """The state at ``now_ns``; changes nothing. ``age_ms`` is infinite before the first sample.
+
+        ``clock`` and what looks wrong with it are passed on: they are found where the sender's clock is followed.
+        """
         age_ns = self.age_ns(now_ns)
         state, detail = self._state(now_ns, age_ns)
         return StreamHealth(
@@ -154,7 +214,20 @@ class StreamMonitor:
             stale_ms=self._stale_ns * 1e-6,
             lost_ms=self._lost_ns * 1e-6,
             detail=detail,
+            rejected=self._rejected,
+            refused=self._refused,
+            clock=clock,
+            findings=(*self._findings(now_ns), *clock_findings),
         )
+
+    def _findings(self, now_ns: int) -> list[StreamFinding]:
+        if self._received == 0 and self._server is None:
+            return []
+        found = [*self._image_findings, *self._stamps.findings(self.name, now_ns)]
+        found += [f for f in (self._scale.finding(self.name), self._held.finding(self.name)) if f is not None]
+        if self._server is not None and self._server.stands(now_ns):
+            found.append(StreamFinding("server_status", f"{self.name}: {self._server.describe()}. Check the server"))
+        return found
 
     def _state(self, now_ns: int, age_ns: int | None) -> tuple[str, str]:
         if self._link in (LinkState.CLOSED, LinkState.FAILED):
@@ -167,17 +240,25 @@ class StreamMonitor:
         silence_ns = now_ns - self._heard_ns
         if silence_ns > self._silent_after_ns:
             return "link_lost", f"link silent for {silence_ns * 1e-9:.1f} s"
+        said = ""
+        if self._server is not None and self._server.stands(now_ns):
+            said = f"; {self._server.describe()}"
+        if self._server is not None and self._server_withholds and self._received:
+            return "lost", self._server.describe()
         if self._lost_status is not None:
-            return "lost", f"{self._lost_status.value} for {max(now_ns - self._lost_since_ns, 0) * 1e-9:.1f} s"
+            since = f"{self._lost_status.value} for {max(now_ns - self._lost_since_ns, 0) * 1e-9:.1f} s"
+            return "lost", f"{since}: {self._lost_problem}{said}" if self._lost_problem else since + said
         if age_ns is None:
-            return "waiting", f"connected, no {'pose' if self.kind == 'tool' else 'image'} yet"
+            return "waiting", f"connected, no {'pose' if self.kind == 'tool' else 'image'} yet{said}"
         if age_ns > self._lost_ns:
-            return "lost", f"no {'pose' if self.kind == 'tool' else 'image'} for {age_ns * 1e-9:.1f} s"
+            return "lost", f"no {'pose' if self.kind == 'tool' else 'image'} for {age_ns * 1e-9:.1f} s{said}"
+        if not self._hold_last and self._repeats.has_noise and now_ns - self._repeats.since_ns > self._lost_ns:
+            # A pose that repeats itself is as old as its first appearance.
+            return "lost", f"frozen: the same pose bit for bit for {self._repeats.length_ns * 1e-9:.1f} s"
         if age_ns > self._stale_ns:
             return "stale", f"{age_ns * 1e-6:.0f} ms old"
-        assert self._acquired_ns is not None
-        if self._content and not self._hold_last:
-            frozen_ns = self._acquired_ns - self._content_since_ns
+        if not self._hold_last:
+            frozen_ns = self._repeats.length_ns
             if frozen_ns > FROZEN_AFTER_NS:
                 return "stale", f"frozen: the same pose bit for bit for {frozen_ns * 1e-9:.1f} s"
         return "live", ""
@@ -198,13 +279,18 @@ class StreamMonitor:
             self._ages_ms.append(age_ns * 1e-6)
 
     def summary(self) -> dict[str, object]:
-        """``received, dropped, gaps, rate_hz, age_ms{p50, p95, max}``; ages in ms over the ticks, None without any."""
+        """``received, dropped, gaps, rejected, refused, rate_hz, age_ms{p50, p95, max}``.
+
+        Ages in ms over the ticks, None without any. What the sender's clock does is added by `StreamSet.summary`.
+        """
         span_ns = self._last_arrival_ns - self._first_arrival_ns
         ages = np.frombuffer(self._ages_ms, dtype=np.float64) if self._ages_ms else None
         return {
             "received": self._received,
             "dropped": self._dropped,
             "gaps": self._gaps,
+            "rejected": self._rejected,
+            "refused": self._refused,
             "rate_hz": (self._received - 1) * 1e9 / span_ns if span_ns > 0 else 0.0,
             "age_ms": {
                 "p50": None if ages is None else float(np.percentile(ages, 50)),

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nav.geometry.poses import PoseStatus
+from nav.guidance.health import StreamFinding
 
 __all__ = [
     "ImageMessage",
@@ -63,13 +64,15 @@ class ToolReport:
     """One tool in one report: ``matrix`` (4, 4) float64 mm as on the wire, or None when the tool is not seen.
 
     ``name`` is the transform name in full (``NeedleToTracker``), after the room's device-name mapping. ``problem`` says
-    why the driver itself refused the matrix (then the status is INVALID).
+    why the driver itself refused the matrix (then the status is INVALID). ``status_stated``: the sender stated the
+    status; False: it stated none, which is read as OK.
     """
 
     name: str
     status: PoseStatus
     matrix: NDArray[np.float64] | None
     problem: str = ""
+    status_stated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +89,13 @@ class ImageMessage(Message):
     The driver has dealt with centre-of-image origin, endianness, and the RAS/LPS flag: ``mm_from_index`` is RAS-like mm
     in the frame the room's configuration names for this device. When only a part of a larger image was sent,
     ``index_offset`` is the (i, j, k) index of its first voxel there: ``mm_from_index`` includes it, a pixel calibration
-    does not (add it to the index before applying one).
+    does not (add it to the index before applying one). ``findings``: what looks wrong in it although it can be read.
     """
 
     array: NDArray[np.generic] = field(default_factory=lambda: np.zeros((1, 1, 1), np.uint8))
     mm_from_index: NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
     index_offset: tuple[int, int, int] = (0, 0, 0)
+    findings: tuple[StreamFinding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

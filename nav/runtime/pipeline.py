@@ -51,6 +51,7 @@ class ComputeThread:
         on_tick: Callable[[NavigationSnapshot], None] | None = None,
     ) -> None:
         self._core = core
+        core.streams.utc_minus_local_ns = clock.utc_ns() - clock.now_ns()
         self._inbox = inbox
         self._clock = clock
         self._recorder = recorder

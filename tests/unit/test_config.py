@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from nav.config.load import ConfigError, config_sha256, load_toml, parse_toml, shipped_config
-from nav.config.room import CalibrationConfig, RoomConfig, ToolStreamConfig
+from nav.config.room import CalibrationConfig, ImageStreamConfig, RoomConfig, ToolStreamConfig
 
 REPO = Path(__file__).parents[2]
 
@@ -114,11 +114,31 @@ def test_hash_depends_on_the_settings_and_not_on_the_layout() -> None:
     assert config_sha256(one) == config_sha256(same) != config_sha256(other)
 
 
-@pytest.mark.parametrize(("hz", "gap", "stale", "lost"), [(60.0, 50.0, 100.0, 250.0), (6.0, 500.0, 500.0, 5000 / 6)])
-def test_limits_follow_from_the_nominal_rate(hz: float, gap: float, stale: float, lost: float) -> None:
+@pytest.mark.parametrize(
+    ("hz", "gap", "stale", "lost"),
+    [(60.0, 50.0, 100.0, 250.0), (20.0, 150.0, 150.0, 250.0), (10.0, 300.0, 200.0, 250.0)],
+)
+def test_limits_of_a_tool_follow_from_the_nominal_rate_but_its_number_never_lives_longer_than_250_ms(
+    hz: float, gap: float, stale: float, lost: float
+) -> None:
     stream = ToolStreamConfig(device="N", transform="NeedleToTracker", nominal_hz=hz)
     limits = (stream.gap_limit_ms, stream.stale_limit_ms, stream.lost_limit_ms)
     assert limits == pytest.approx((gap, stale, lost))
+
+
+def test_a_tool_too_slow_for_250_ms_must_say_when_it_is_lost() -> None:
+    with pytest.raises(ValueError, match=r"nominal_hz 6: .*250 ms.*333 ms.*state lost_ms"):
+        ToolStreamConfig(device="N", transform="NeedleToTracker", nominal_hz=6.0)
+    slow = ToolStreamConfig(device="N", transform="NeedleToTracker", nominal_hz=6.0, lost_ms=900.0)
+    assert (slow.stale_limit_ms, slow.lost_limit_ms) == (500.0, 900.0)
+    held = ToolStreamConfig(device="N", transform="NeedleToTracker", nominal_hz=1.0, hold_last=True)
+    assert (held.stale_limit_ms, held.lost_limit_ms) == (500.0, 900.0)
+
+
+def test_limits_of_an_image_follow_from_its_rate() -> None:
+    image = ImageStreamConfig(device="I", nominal_hz=6.0)
+    limits = (image.gap_limit_ms, image.stale_limit_ms, image.lost_limit_ms)
+    assert limits == pytest.approx((500.0, 500.0, 5000 / 6))
 
 
 def test_transform_names_are_kept_in_wire_spelling() -> None:
