@@ -25,6 +25,7 @@ from drivers.openigtlink.contents import (
     scalar_number,
     unpack_content,
 )
+from drivers.openigtlink.image_checks import check_image, image_warnings
 from drivers.openigtlink.wire import (
     DEVICE_NAME_BYTES,
     ContentError,
@@ -130,7 +131,8 @@ def _interpret(
                 *common, tuple(_report(t.name, t.matrix, _tool_status(t.name, metadata), options) for t in tools)
             )
         case ImageContent():
-            return ImageMessage(*common, *_image(content, device, options))
+            findings = image_warnings(check_image(content, device, options, _stream_of(device, options)))
+            return ImageMessage(*common, *_image(content, device, options), findings)
         case StatusContent():
             return StatusMessage(*common, content.code, content.subcode, content.error_name, content.text)
         case StringContent(text=text):
@@ -161,18 +163,18 @@ def _tool_name(name: str, options: SourceConfig | None) -> str:
         return name
 
 
-def _status(metadata: Mapping[str, str]) -> PoseStatus:
-    """TransformStatus; absent means OK, which is how PLUS and Slicer read it."""
+def _status(metadata: Mapping[str, str]) -> PoseStatus | None:
+    """TransformStatus; None when the sender states none."""
     for key, value in metadata.items():
         if key.lower() == "transformstatus":
             return PoseStatus.parse(value)
     for key, value in metadata.items():
         if key.lower() == "transformvalid":
             return PoseStatus.OK if value.strip().lower() in ("1", "true") else PoseStatus.INVALID
-    return PoseStatus.OK
+    return None
 
 
-def _tool_status(name: str, metadata: Mapping[str, str]) -> PoseStatus:
+def _tool_status(name: str, metadata: Mapping[str, str]) -> PoseStatus | None:
     """``<name>Status`` of a TDATA tool, whose name may be the full one where the element's was cut to 20 bytes."""
     if f"{name}Status" in metadata:
         return PoseStatus.parse(metadata[f"{name}Status"])
@@ -180,15 +182,21 @@ def _tool_status(name: str, metadata: Mapping[str, str]) -> PoseStatus:
         for key, value in metadata.items():
             if key.endswith("Status") and key.startswith(name):
                 return PoseStatus.parse(value)
-    return PoseStatus.OK
+    return None
 
 
-def _report(name: str, matrix: NDArray[np.float64], status: PoseStatus, options: SourceConfig | None) -> ToolReport:
-    if status is not PoseStatus.OK:
+def _report(
+    name: str, matrix: NDArray[np.float64], status: PoseStatus | None, options: SourceConfig | None
+) -> ToolReport:
+    """One tool; an absent status means OK, which is how PLUS and Slicer read it."""
+    stated = status is not None
+    if status is not None and status is not PoseStatus.OK:
         # PLUS sends the identity for a lost tool and the truth in the metadata: the matrix means nothing.
-        return ToolReport(_tool_name(name, options), status, None)
+        return ToolReport(_tool_name(name, options), status, None, status_stated=True)
     problem = _not_a_pose(matrix)
-    return _refused(name, problem, options) if problem else ToolReport(_tool_name(name, options), status, matrix)
+    if problem:
+        return _refused(name, problem, options)
+    return ToolReport(_tool_name(name, options), PoseStatus.OK, matrix, status_stated=stated)
 
 
 def _refused(name: str, problem: str, options: SourceConfig | None) -> ToolReport:

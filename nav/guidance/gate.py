@@ -131,7 +131,7 @@ _IMAGE_LOST = "{name}: no image for {age:.0f} ms. Check the image source"
 def _streams(g: GateInputs) -> list[GateReason]:
     out = []
     for stream in g.streams:
-        out += [GateReason(f"{f.code}:{stream.name}", _DEGRADED, f.text) for f in stream.findings]
+        out += [GateReason(f"{f.code}:{stream.name}", _DEGRADED, f"{stream.name}: {f.text}") for f in stream.findings]
         if stream.state == "live":
             continue
         # A state this gate does not know is taken as the worst.

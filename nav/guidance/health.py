@@ -11,11 +11,24 @@ __all__ = ["StreamClock", "StreamFinding", "StreamHealth"]
 class StreamFinding:
     """Something about a stream that looks wrong although its data can be read: it degrades what rests on it.
 
-    ``code`` is stable (``image_mirrored``); ``text`` says what was seen, the value and the limit, and what to do.
+    Attributes
+    ----------
+    code : str
+        Stable name, such as ``image_mirrored``.
+    seen, value, limit, what_to_do : str
+        What was seen, the value, what is usual, and what the person does.
     """
 
     code: str
-    text: str
+    seen: str
+    value: str
+    limit: str
+    what_to_do: str
+
+    @property
+    def text(self) -> str:
+        """All of it in one line, without the stream's name."""
+        return f"{self.seen} ({self.value}; limit: {self.limit}). {self.what_to_do}"
 
 
 @dataclass(frozen=True, slots=True)

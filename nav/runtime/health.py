@@ -223,10 +223,10 @@ class StreamMonitor:
     def _findings(self, now_ns: int) -> list[StreamFinding]:
         if self._received == 0 and self._server is None:
             return []
-        found = [*self._image_findings, *self._stamps.findings(self.name, now_ns)]
-        found += [f for f in (self._scale.finding(self.name), self._held.finding(self.name)) if f is not None]
+        found = [*self._image_findings, *self._stamps.findings(now_ns)]
+        found += [f for f in (self._scale.finding(), self._held.finding()) if f is not None]
         if self._server is not None and self._server.stands(now_ns):
-            found.append(StreamFinding("server_status", f"{self.name}: {self._server.describe()}. Check the server"))
+            found.append(self._server.finding())
         return found
 
     def _state(self, now_ns: int, age_ns: int | None) -> tuple[str, str]:

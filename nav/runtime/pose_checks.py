@@ -124,14 +124,16 @@ class ScaleWatch:
         self._largest = max(self._largest, float(np.abs(t).max()))
         self._low, self._high = np.minimum(self._low, t), np.maximum(self._high, t)
 
-    def finding(self, name: str) -> StreamFinding | None:
+    def finding(self) -> StreamFinding | None:
         """``pose_metres`` when it looks so."""
         if self._count < SCALE_POSES or self._largest > SMALLEST_MM or not (self._high > self._low).any():
             return None
         return StreamFinding(
             "pose_metres",
-            f"{name}: no translation beyond {self._largest:.3g} in {self._count} poses (a tracker's are tens of mm or "
-            f"more, limit {SMALLEST_MM:g}): metres for millimetres? Let the sender send mm",
+            f"every one of {self._count} translations lies close to the origin: metres for millimetres?",
+            f"{self._largest:.3g} at most",
+            f"beyond {SMALLEST_MM:g} mm",
+            "Let the sender send mm",
         )
 
 
@@ -160,31 +162,37 @@ class StampWatch:
                 self._back_ns, self._back_ms = arrival_ns, (last - sender_ns) * 1e-6
         self._last_ns = sender_ns
 
-    def findings(self, name: str, now_ns: int) -> list[StreamFinding]:
+    def findings(self, now_ns: int) -> list[StreamFinding]:
         """``stamp_missing``, ``stamp_stuck``, ``stamp_backwards``."""
         found = []
         if self._missing >= STAMP_MESSAGES:
             found.append(
                 StreamFinding(
                     "stamp_missing",
-                    f"{name}: {self._missing} messages without a time stamp (limit {STAMP_MESSAGES}): ages count from "
-                    'arrival, delays before it are not seen. Let the sender stamp, or set stamps = "arrival"',
+                    "no time stamps: ages count from arrival, delays before it are not seen",
+                    f"{self._missing} messages",
+                    f"{STAMP_MESSAGES} messages",
+                    'Let the sender stamp, or set stamps = "arrival"',
                 )
             )
         elif self._stuck >= STAMP_MESSAGES:
             found.append(
                 StreamFinding(
                     "stamp_stuck",
-                    f"{name}: the same time stamp in {self._stuck + 1} messages (limit {STAMP_MESSAGES}). Check the "
-                    'sender, or set stamps = "arrival"',
+                    "the time stamp stands still",
+                    f"{self._stuck + 1} messages",
+                    f"{STAMP_MESSAGES} messages",
+                    'Check the sender, or set stamps = "arrival"',
                 )
             )
         if self._back_ns is not None and now_ns - self._back_ns <= NOTICE_NS:
             found.append(
                 StreamFinding(
                     "stamp_backwards",
-                    f"{name}: time stamps ran back by {self._back_ms:.3g} ms ({self.backwards} times so far); "
-                    "such data is not used. Check the sender's clock; give each device one sender only",
+                    f"time stamps ran backwards, {self.backwards} times so far; such data is not used",
+                    f"-{self._back_ms:.3g} ms",
+                    "forward only",
+                    "Check the sender's clock; give each device one sender only",
                 )
             )
         return found
@@ -205,7 +213,7 @@ class HeldWatch:
         self._last_ns = arrival_ns
         self._count += 1
 
-    def finding(self, name: str) -> StreamFinding | None:
+    def finding(self) -> StreamFinding | None:
         """``hold_last_steady`` when it looks so."""
         last = self._last_ns
         if last is None or self._count < HELD_POSES or last - self._since_ns < HELD_SPAN_NS:
@@ -213,6 +221,8 @@ class HeldWatch:
         rate_hz = (self._count - 1) * 1e9 / (last - self._since_ns)
         return StreamFinding(
             "hold_last_steady",
-            f"{name}: hold_last is set, but poses come steadily, {rate_hz:.1f} per second without a pause of "
-            f"{HELD_PAUSE_NS / 1e6:.0f} ms: a lost tool would keep its last pose. Remove hold_last",
+            "hold_last is set, but poses come steadily: a lost tool would keep its last pose",
+            f"{rate_hz:.1f} per second for {(last - self._since_ns) * 1e-9:.0f} s",
+            f"a pause of {HELD_PAUSE_NS / 1e6:.0f} ms within {HELD_SPAN_NS * 1e-9:.0f} s",
+            "Remove hold_last",
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nav.guidance.health import StreamFinding
+
 __all__ = ["STATUS_WORDS", "ServerStatus"]
 
 STATUS_WORDS = {
@@ -72,3 +74,7 @@ class ServerStatus:
         more = [f"code {self.code}" + (f", subcode {self.subcode}" if self.subcode else "")]
         more += [part for part in (self.error_name.strip(), self.text.strip()) if part]
         return f'server says "{word}" ({", ".join(more)})'
+
+    def finding(self) -> StreamFinding:
+        """``server_status``."""
+        return StreamFinding("server_status", self.describe(), f"code {self.code}", "1 (OK)", "Check the server")

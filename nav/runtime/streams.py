@@ -240,7 +240,7 @@ class StreamSet:
             monitor.sample_age(now_ns)
             timing = self._timing[monitor.name]
             self._look_at_clock(timing, now_ns)
-            findings = self._clock_findings(monitor.name, timing, now_ns)
+            findings = self._clock_findings(timing, now_ns)
             result.append(monitor.health(now_ns, timing.clock, findings))
         return tuple(result)
 
@@ -268,15 +268,17 @@ class StreamSet:
         )
         timing.late_looks = timing.late_looks + 1 if found.shift_ms > SHIFT_LIMIT_MS else 0
 
-    def _clock_findings(self, name: str, timing: _StreamTiming, now_ns: int) -> tuple[StreamFinding, ...]:
+    def _clock_findings(self, timing: _StreamTiming, now_ns: int) -> tuple[StreamFinding, ...]:
         source, clock = self._clocks[timing.source], timing.clock
         found = []
         if source.stepped_ns is not None and now_ns - source.stepped_ns <= NOTICE_NS:
             found.append(
                 StreamFinding(
                     "clock_step",
-                    f"{name}: the clock of its sender was set ({source.mapper.steps} times so far). Wait; keep the "
-                    "sender's clock from being set during guidance",
+                    "the sender's clock was set",
+                    f"{source.mapper.steps} times so far",
+                    "never during guidance",
+                    "Wait; keep its time service from stepping the clock",
                 )
             )
         if clock is None:
@@ -287,16 +289,19 @@ class StreamSet:
             found.append(
                 StreamFinding(
                     "clock_drift",
-                    f"{name}: its sender's clock runs {abs(drift):.0f} ppm too {'fast' if drift > 0 else 'slow'}, "
-                    f"limit {DRIFT_LIMIT_PPM:.0f} ppm: it is being slewed, or data comes later and later. Check its "
-                    "time synchronisation and the network",
+                    "the sender's clock is being slewed, or its data comes later and later",
+                    f"{drift:+.0f} ppm",
+                    f"{DRIFT_LIMIT_PPM:.0f} ppm",
+                    "Check its time synchronisation and the network",
                 )
             )
         if timing.late_looks >= 2 and clock.shift_ms is not None:
             found.append(
                 StreamFinding(
                     "data_late",
-                    f"{name}: data comes {clock.shift_ms:.0f} ms later than before, limit {SHIFT_LIMIT_MS:.0f} ms. "
+                    "data comes later than before",
+                    f"{clock.shift_ms:.0f} ms",
+                    f"{SHIFT_LIMIT_MS:.0f} ms",
                     "Check the network and the load of the sender",
                 )
             )
