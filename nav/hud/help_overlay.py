@@ -1,4 +1,4 @@
-"""The help page over the window: every key and what the mouse does."""
+"""The help page over the window: every key, what the mouse does, and every stream with its clock."""
 
 from __future__ import annotations
 
@@ -52,8 +52,20 @@ class HelpOverlay(QWidget):
             mouse.addWidget(left, n, 0)
             mouse.addWidget(right, n, 1)
         mouse.setColumnStretch(1, 1)
+        outer.addSpacing(14)
+        self.streams = QLabel()
+        self.streams.setTextFormat(Qt.TextFormat.PlainText)
+        self.streams.setWordWrap(True)
+        self.streams.setStyleSheet("border: none;")
+        self.streams.setAccessibleName("streams")
+        outer.addWidget(self.streams)
         outer.addStretch(1)
         self.hide()
+
+    def show_streams(self, text: str) -> None:
+        """The lines of the streams (`nav.hud.streams_text`); touches nothing while they stay the same."""
+        if text != self.streams.text():
+            self.streams.setText(text)
 
     def mousePressEvent(self, event: QMouseEvent) -> None:
         """Close."""

@@ -27,7 +27,7 @@ class Freshness(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Lamp:
-    """One lamp of the top bar. ``glyph`` and ``text`` say what the colour says."""
+    """One lamp of the top bar. ``glyph`` and ``text`` say what the colour says; ``detail`` is shown on hovering."""
 
     key: str
     title: str
@@ -35,6 +35,7 @@ class Lamp:
     text: str
     glyph: str
     flashing: bool = False
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import QRectF, Qt
-from PySide6.QtGui import QPainter, QPaintEvent
-from PySide6.QtWidgets import QWidget
+from PySide6.QtCore import QEvent, QPointF, QRectF, Qt
+from PySide6.QtGui import QHelpEvent, QPainter, QPaintEvent
+from PySide6.QtWidgets import QToolTip, QWidget
 
 from nav.hud import palette
 from nav.hud.hud_state import HudState, Lamp
@@ -44,7 +44,7 @@ class LampBar(QWidget):
         painter.fillRect(self.rect(), brush(palette.PANEL))
         w = float(self.width())
         if self._lamps:
-            width = min(_MAX_LAMP, max(_MIN_LAMP, (w - _BANNER_WIDTH - 16.0) / len(self._lamps)))
+            width = self._lamp_width()
             for n, lamp in enumerate(self._lamps):
                 self._paint_lamp(painter, lamp, 8.0 + n * width, width)
         box = QRectF(w - _BANNER_WIDTH, 4.0, _BANNER_WIDTH - 8.0, 18.0)
@@ -60,6 +60,22 @@ class LampBar(QWidget):
         painter.drawText(box, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter, text)
         painter.setPen(colour(palette.BORDER))
         painter.drawLine(0, self.height() - 1, self.width(), self.height() - 1)
+
+    def _lamp_width(self) -> float:
+        room = (self.width() - _BANNER_WIDTH - 16.0) / max(1, len(self._lamps))
+        return min(_MAX_LAMP, max(_MIN_LAMP, room))
+
+    def detail_at(self, point: QPointF) -> str:
+        """What the lamp under ``point`` has to say beyond its text; empty: nothing, or no lamp."""
+        n = int((point.x() - 8.0) // self._lamp_width())
+        return self._lamps[n].detail if 0 <= n < len(self._lamps) else ""
+
+    def event(self, event: QEvent) -> bool:
+        """Hovering over a lamp shows its detail."""
+        if isinstance(event, QHelpEvent) and event.type() == QEvent.Type.ToolTip:
+            QToolTip.showText(event.globalPos(), self.detail_at(QPointF(event.pos())), self)
+            return True
+        return super().event(event)
 
     def _paint_lamp(self, painter: QPainter, lamp: Lamp, x: float, width: float) -> None:
         disc = QRectF(x + 2.0, 11.0, 22.0, 22.0)

@@ -264,6 +264,8 @@ class MainWindow(QWidget):
             self.readouts.show_readouts(state.readouts)
             self._depth_words = state.bullseye.words
             self.lamps.show_state(state, self._info())
+            if self.help.isVisible():
+                self.help.show_streams("\n".join(lamp.detail for lamp in state.lamps if lamp.detail))
         if urgent or abs(now_ns - self._bullseye_ns) >= _BULLSEYE_EVERY_NS:
             # The dots move at 30 Hz; the words keep step with the number beside them.
             self._bullseye_ns = now_ns

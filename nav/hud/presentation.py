@@ -13,16 +13,19 @@ from nav.guidance.numbers import GateState
 from nav.hud.alarms import find_alarms, worst_by_code
 from nav.hud.freshness import (
     NeedleFreshness,
+    image_streams,
     is_guiding,
     needle_freshness,
     needle_streams,
     stream_age_ms,
+    tool_streams,
     ultrasound_stream,
     ultrasound_visible,
 )
 from nav.hud.hud_state import Alarm, BullseyeState, Freshness, HudState, Lamp, Message, PaneStatus, Readout
 from nav.hud.numbers_text import BLANK, Shown, format_value
 from nav.hud.palette import GLYPH, Level
+from nav.hud.streams_text import stream_lines
 from nav.runtime.snapshot import NavigationSnapshot
 
 __all__ = ["ALIGNED_MM", "FLASH_HZ", "present"]
@@ -276,9 +279,9 @@ def _lamps(
     stopped = newest is not None and alive is None
     unacknowledged = {a.code for a in alarms if a.level in (Level.HIGH, Level.MEDIUM)} - standing
 
-    def lamp(key: str, title: str, level: Level, text: str, codes: tuple[str, ...] = ()) -> Lamp:
-        loud = level in (Level.HIGH, Level.MEDIUM)
-        return Lamp(key, title, level, text, GLYPH[level], loud and any(_about(c, codes) for c in unacknowledged))
+    def lamp(key: str, title: str, level: Level, text: str, codes: tuple[str, ...] = (), detail: str = "") -> Lamp:
+        flashing = level in (Level.HIGH, Level.MEDIUM) and any(_about(c, codes) for c in unacknowledged)
+        return Lamp(key, title, level, text, GLYPH[level], flashing, detail)
 
     if alive is None:
         text = "stopped" if stopped else "\u2013"
@@ -296,9 +299,11 @@ def _lamps(
     stream = ultrasound_stream(alive)
     image = () if stream is None else (f":{stream.name}",)
     return (
-        lamp("tracker", "TRACKER", *_tracker(alive, now_ns, fresh), (*chain, "pose_")),
+        lamp(
+            "tracker", "TRACKER", *_tracker(alive, now_ns, fresh), (*chain, "pose_"), stream_lines(tool_streams(alive))
+        ),
         lamp("registration", "REGISTRATION", *_registration(alive, now_ns, alarms), ("registration", "landmark_order")),
-        lamp("ultrasound", "ULTRASOUND", *_ultrasound(alive, now_ns), image),
+        lamp("ultrasound", "ULTRASOUND", *_ultrasound(alive, now_ns), image, stream_lines(image_streams(alive))),
         lamp("respiration", "RESPIRATION", *_respiration(alive, alarms), ("breathing",)),
         lamp("latency", "LATENCY", *_latency(latency_ms, latency_warn_ms), ("latency",)),
         lamp("record", "RECORD", *_record(alive), ("fault:record",)),
@@ -325,7 +330,8 @@ def _tracker(snapshot: NavigationSnapshot, now_ns: int, fresh: NeedleFreshness) 
     if worst.state == "lost" or age_ms > fresh.lost_ms:
         return (Level.HIGH if is_guiding(snapshot) else Level.INFO), f"lost {_span(age_ms)}"
     text = f"{worst.rate_hz:.0f} Hz \u00b7 {min(age_ms, 999.0):.0f} ms"
-    return (Level.MEDIUM if worst.state == "stale" or age_ms > fresh.stale_ms else Level.OK), text
+    doubtful = worst.state == "stale" or age_ms > fresh.stale_ms or any(s.findings for s in streams)
+    return (Level.MEDIUM if doubtful else Level.OK), text
 
 
 def _span(age_ms: float) -> str:
@@ -369,7 +375,8 @@ def _ultrasound(snapshot: NavigationSnapshot, now_ns: int) -> tuple[Level, str]:
     if stream.state == "lost" or age_ms > stream.lost_ms:
         return Level.MEDIUM, f"lost {_span(age_ms)}"
     text = f"{stream.rate_hz:.0f} fps \u00b7 {min(age_ms, 999.0):.0f} ms"
-    return (Level.MEDIUM if stream.state == "stale" or age_ms > stream.stale_ms else Level.OK), text
+    doubtful = stream.state == "stale" or age_ms > stream.stale_ms or bool(stream.findings)
+    return (Level.MEDIUM if doubtful else Level.OK), text
 
 
 def _respiration(snapshot: NavigationSnapshot, alarms: tuple[Alarm, ...]) -> tuple[Level, str]:
