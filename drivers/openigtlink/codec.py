@@ -15,15 +15,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from drivers.openigtlink.contents import (
     SCALAR_TYPES,
+    EmptyContent,
     ImageContent,
     PositionContent,
+    QuaternionTool,
+    QuaternionTrackingContent,
     StatusContent,
     StringContent,
     TrackedTool,
     TrackingContent,
     TransformContent,
     scalar_number,
-    unpack_content,
+    unpack_message,
 )
 from drivers.openigtlink.image_checks import check_image, image_warnings
 from drivers.openigtlink.wire import (
@@ -114,7 +117,7 @@ def decode(
 def _interpret(
     message: WireMessage, source: str, sequence: int, arrival_ns: int, options: SourceConfig | None
 ) -> Message:
-    content = unpack_content(message.type_name, message.content)
+    content = unpack_message(message)
     device, stamp, metadata = message.device, message.sender_ns, message.metadata
     common = (source, sequence, arrival_ns, device, stamp, metadata)
     match content:
@@ -130,6 +133,8 @@ def _interpret(
             return PoseMessage(
                 *common, tuple(_report(t.name, t.matrix, _tool_status(t.name, metadata), options) for t in tools)
             )
+        case QuaternionTrackingContent(tools=turned):
+            return PoseMessage(*common, tuple(_quaternion_report(t, metadata, options) for t in turned))
         case ImageContent():
             findings = image_warnings(check_image(content, device, options, _stream_of(device, options)))
             return ImageMessage(*common, *_image(content, device, options), findings)
@@ -137,6 +142,8 @@ def _interpret(
             return StatusMessage(*common, content.code, content.subcode, content.error_name, content.text)
         case StringContent(text=text):
             return TextMessage(*common, text)
+        case EmptyContent():
+            return UnusedMessage(*common, message.type_name, "an empty body: the sender has no such data")
         case _:
             return UnusedMessage(*common, message.type_name, "")
 
@@ -197,6 +204,13 @@ def _report(
     if problem:
         return _refused(name, problem, options)
     return ToolReport(_tool_name(name, options), PoseStatus.OK, matrix, status_stated=stated)
+
+
+def _quaternion_report(tool: QuaternionTool, metadata: Mapping[str, str], options: SourceConfig | None) -> ToolReport:
+    try:
+        return _report(tool.name, tool.matrix(), _tool_status(tool.name, metadata), options)
+    except ContentError as error:
+        return _refused(tool.name, str(error), options)
 
 
 def _refused(name: str, problem: str, options: SourceConfig | None) -> ToolReport:

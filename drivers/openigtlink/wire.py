@@ -1,10 +1,12 @@
-"""The wire: header, stamps, extended header and metadata, size limits, and the two trees of errors.
+"""The wire: header, stamps, extended header and metadata, and the size limits.
 
 All numbers of the protocol are big-endian. The header is 58 bytes::
 
     V u16 | TYPE char12 | NAME char20 | SECONDS u32 | FRACTION u32 | BODY u64 | CRC u64
 
 Header version 2 puts a 12-byte extended header before the content and metadata behind it, both inside the body.
+Whatever is read can be written again byte for byte (`repack_message`): fractions of stamps, odd padding, character sets
+and repeated keys of metadata are kept.
 Source: OpenIGTLink protocol, https://github.com/openigtlink/OpenIGTLink/tree/master/Documents/Protocol.
 """
 
@@ -12,17 +14,23 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from drivers.openigtlink.crc64 import crc64
+from drivers.openigtlink.errors import ContentError, EncodeError, PeerGone, WireError
+from drivers.openigtlink.text import ASCII, UTF8, WireText, decode_text, encode_text, field_text, fixed_text
 
 __all__ = [
+    "DEVICE_NAME_BYTES",
     "HEADER_SIZE",
+    "TYPE_NAME_BYTES",
     "ContentError",
     "EncodeError",
     "Header",
     "Limits",
+    "MetadataEntry",
     "PeerGone",
     "WireError",
     "WireMessage",
@@ -32,6 +40,7 @@ __all__ = [
     "pack_message",
     "parse_header",
     "parse_message",
+    "repack_message",
     "stamp_from_ns",
 ]
 
@@ -40,45 +49,45 @@ EXTENDED_HEADER_SIZE = 12
 DEVICE_NAME_BYTES = 20
 TYPE_NAME_BYTES = 12
 
-#: IANA MIBenum numbers of the character sets used in the field.
-ASCII, UTF8 = 3, 106
-
 _HEADER = struct.Struct(">H12s20sIIQQ")
 _EXTENDED = struct.Struct(">HHII")
 _META_ENTRY = struct.Struct(">HHI")
 _NS = 1_000_000_000
 
-
-class WireError(ValueError):
-    """The bytes are wrong.
-
-    Attributes
-    ----------
-    offset : int
-        Byte within the message at which the wrong field starts.
-    value, limit : object
-        What stands there, and what may.
-    """
-
-    def __init__(self, what: str, *, offset: int, value: object, limit: object) -> None:
-        self.offset, self.value, self.limit = offset, value, limit
-        super().__init__(f"{what}: {value!r} at byte {offset}, allowed: {limit}")
-
-
-class ContentError(WireError):
-    """A well-framed message whose content is wrong; the stream itself is still in step."""
-
-
-class PeerGone(ConnectionError):
-    """The peer closed, reset or stalled the connection; ``pending`` bytes of an unfinished message are lost."""
-
-    def __init__(self, why: str, pending: int = 0) -> None:
-        self.pending = pending
-        super().__init__(f"{why}; {pending} bytes of an unfinished message are lost" if pending else why)
-
-
-class EncodeError(ValueError):
-    """A message that cannot be put on the wire as it is; names the field, its value and the limit."""
+_KIB, _MIB = 1 << 10, 1 << 20
+#: Content and generous metadata of each type; the exact content size is the codec's business. Most frequent first,
+#: because the kernel that receives looks them up one by one.
+_LIMITS: dict[str, int] = {
+    "TRANSFORM": 64 * _KIB,
+    "TDATA": _MIB,
+    "IMAGE": 128 * _MIB,
+    "POSITION": 64 * _KIB,
+    "QTRANS": 64 * _KIB,
+    "QTDATA": _MIB,
+    "STATUS": 128 * _KIB,
+    "STRING": 256 * _KIB,
+    "VIDEO": 128 * _MIB,
+    "COMMAND": 4 * _MIB,
+    "RTS_COMMAND": 4 * _MIB,
+    "SENSOR": 64 * _KIB,
+    "POINT": 16 * _MIB,
+    "TRAJ": 16 * _MIB,
+    "IMGMETA": 16 * _MIB,
+    "LBMETA": 16 * _MIB,
+    "VIDEOMETA": 16 * _MIB,
+    "CAPABILITY": _MIB,
+    "CLIENTINFO": 256 * _KIB,
+    "COLORT": _MIB,
+    "COLORTABLE": _MIB,
+    "NDARRAY": 128 * _MIB,
+    "POLYDATA": 128 * _MIB,
+    "BIND": 128 * _MIB,
+    "GET_BIND": _MIB,
+    "STT_BIND": _MIB,
+    "STT_TDATA": 64 * _KIB,
+    "STT_QTDATA": 64 * _KIB,
+    "STT_VIDEO": 64 * _KIB,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,30 +99,26 @@ class Limits:
     decoded : mapping
         Type name → limit of the types that are decoded; above it the connection is given up.
     kept : int
-        Messages of other types are delivered whole up to here.
+        Messages of other types (the queries among them) are delivered whole up to here.
     skipped : int
         Beyond ``kept`` their bodies are read past without being kept, up to here; above it the connection is given up.
     """
 
-    decoded: Mapping[str, int] = field(
-        default_factory=lambda: {
-            # Content and generous metadata; the exact content size is the codec's business.
-            "TRANSFORM": 1 << 16,
-            "POSITION": 1 << 16,
-            "QTRANS": 1 << 16,
-            "STATUS": 1 << 17,
-            "STRING": 1 << 18,
-            "TDATA": 1 << 20,
-            "IMAGE": 1 << 27,
-        }
-    )
+    decoded: Mapping[str, int] = field(default_factory=lambda: dict(_LIMITS))
     kept: int = 1 << 22
     skipped: int = 1 << 28
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """The 58 bytes, decoded. ``sender_ns`` is None when the stamp is zero (unused)."""
+class Header(NamedTuple):
+    """The 58 bytes, decoded.
+
+    Attributes
+    ----------
+    sender_ns : int or None
+        When the data was acquired, UTC ns since 1970; None when the stamp is zero (unused).
+    stamp : (int, int)
+        Seconds and fraction (2^-32 s) as they stand on the wire.
+    """
 
     version: int
     type_name: str
@@ -121,19 +126,50 @@ class Header:
     sender_ns: int | None
     body_size: int
     crc: int
+    stamp: tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class WireMessage:
-    """A whole message, taken apart but not interpreted. ``content`` excludes extended header and metadata."""
+class MetadataEntry(NamedTuple):
+    """One entry of the metadata. ``encoding``: character set of the value (IANA MIBenum; 0 lets packing choose)."""
+
+    key: str
+    value: str
+    encoding: int = 0
+
+
+class WireMessage(NamedTuple):
+    """A whole message, taken apart but not interpreted.
+
+    Attributes
+    ----------
+    content : memoryview
+        The body without extended header and metadata.
+    content_offset : int
+        Where it begins in the message: 58, or 70 and more in version 2.
+    metadata : dict
+        Key → value; of a repeated key the last.
+    entries : tuple of MetadataEntry
+        The same as it stands on the wire, in order, repetitions included.
+    stamp : (int, int)
+        Seconds and fraction of the stamp as they stand on the wire.
+    extension : bytes
+        What a longer extended header holds beyond its 12 bytes.
+    has_index : bool
+        False for a version 2 message whose metadata has not even a count.
+    """
 
     version: int
     type_name: str
     device: str
     sender_ns: int | None
-    content: bytes | memoryview
-    message_id: int = 0
-    metadata: dict[str, str] = field(default_factory=dict)
+    content: memoryview
+    message_id: int
+    metadata: dict[str, str]
+    entries: tuple[MetadataEntry, ...]
+    stamp: tuple[int, int]
+    content_offset: int
+    extension: bytes
+    has_index: bool
 
 
 def ns_from_stamp(seconds: int, fraction: int) -> int | None:
@@ -159,27 +195,14 @@ def stamp_from_ns(ns: int | None) -> tuple[int, int]:
     return seconds, ((rest << 32) + _NS // 2) // _NS
 
 
-def _text(raw: bytes) -> str:
-    """Text of a fixed field: cut at the first NUL, anything that is not UTF-8 replaced."""
-    return raw.split(b"\0", 1)[0].decode("utf-8", "replace")
-
-
-def fixed_text(text: str, size: int, what: str) -> bytes:
-    """``text`` as UTF-8, at most ``size`` bytes and free of NUL; `EncodeError` otherwise."""
-    raw = text.encode("utf-8")
-    if len(raw) > size or b"\0" in raw:
-        raise EncodeError(
-            f"{what} {text!r}: {len(raw)} bytes" + (" with a NUL" if b"\0" in raw else "") + f", limit {size} bytes "
-            "without NUL; choose a shorter name (nothing is cut silently)"
-        )
-    return raw
-
-
 @functools.lru_cache(maxsize=256)
 def _type_name(raw: bytes) -> str:
     """The type's name, padded with NUL (or blanks, by some senders); empty when it is none."""
     name = raw.split(b"\0", 1)[0].rstrip(b" ")
-    return name.decode("ascii") if all(0x21 <= b <= 0x7E for b in name) else ""
+    if not all(0x21 <= b <= 0x7E for b in name):
+        return ""
+    text = name.decode("ascii")
+    return text if not name or name.ljust(TYPE_NAME_BYTES, b"\0") == raw else WireText(text, raw)
 
 
 def parse_header(raw: bytes | bytearray | memoryview) -> Header:
@@ -197,8 +220,16 @@ def parse_header(raw: bytes | bytearray | memoryview) -> Header:
         raise WireError("header version", offset=0, value=version, limit="1 or 2 (protocol 1 to 3)")
     type_name = _type_name(type_raw)
     if not type_name:
-        raise WireError("message type", offset=2, value=bytes(type_raw), limit="1 to 12 printable ASCII characters")
-    return Header(version, type_name, _text(name_raw), ns_from_stamp(seconds, fraction), body_size, crc)
+        raise WireError("message type", offset=2, value=type_raw, limit="1 to 12 printable ASCII characters")
+    return Header(
+        version,
+        type_name,
+        field_text(name_raw),
+        ns_from_stamp(seconds, fraction),
+        body_size,
+        crc,
+        (seconds, fraction),
+    )
 
 
 def check_crc(header: Header, body: bytes | bytearray | memoryview) -> None:
@@ -230,90 +261,130 @@ def parse_message(raw: bytes | memoryview) -> WireMessage:
     ContentError
         When extended header or metadata contradict the body's size.
     """
-    header = parse_header(raw)
-    if len(raw) != HEADER_SIZE + header.body_size:
+    version, type_name, device, sender_ns, body_size, _, stamp = parse_header(raw)
+    if len(raw) != HEADER_SIZE + body_size:
         raise WireError(
-            "body size", offset=42, value=header.body_size, limit=f"{len(raw) - HEADER_SIZE}, the bytes that follow"
+            "body size", offset=42, value=body_size, limit=f"{len(raw) - HEADER_SIZE}, the bytes that follow"
         )
     view = memoryview(raw)
-    if header.version == 1:
-        return WireMessage(1, header.type_name, header.device, header.sender_ns, view[HEADER_SIZE:])
-    if header.body_size < EXTENDED_HEADER_SIZE:
-        raise ContentError("body of a version 2 message", offset=42, value=header.body_size, limit="12 bytes or more")
+    if version == 1:
+        return WireMessage(
+            1, type_name, device, sender_ns, view[HEADER_SIZE:], 0, {}, (), stamp, HEADER_SIZE, b"", False
+        )
+    if body_size < EXTENDED_HEADER_SIZE:
+        raise ContentError("body of a version 2 message", offset=42, value=body_size, limit="12 bytes or more")
     ext_size, meta_header_size, meta_size, message_id = _EXTENDED.unpack_from(raw, HEADER_SIZE)
-    if not EXTENDED_HEADER_SIZE <= ext_size <= header.body_size:
-        raise ContentError("extended header size", offset=58, value=ext_size, limit=f"12 to {header.body_size}")
-    room = header.body_size - ext_size
+    if not EXTENDED_HEADER_SIZE <= ext_size <= body_size:
+        raise ContentError("extended header size", offset=58, value=ext_size, limit=f"12 to {body_size}")
+    room = body_size - ext_size
     if meta_header_size + meta_size > room:
         raise ContentError(
             "metadata size", offset=60, value=meta_header_size + meta_size, limit=f"{room}, the rest of the body"
         )
     end = len(raw) - meta_header_size - meta_size
-    metadata = _parse_metadata(view[end:], end, meta_header_size)
+    start = HEADER_SIZE + ext_size
+    entries = _parse_metadata(view[end:], end, meta_header_size)
     return WireMessage(
-        2, header.type_name, header.device, header.sender_ns, view[HEADER_SIZE + ext_size : end], message_id, metadata
+        2,
+        type_name,
+        device,
+        sender_ns,
+        view[start:end],
+        message_id,
+        {entry[0]: entry[1] for entry in entries},
+        entries,
+        stamp,
+        start,
+        bytes(view[HEADER_SIZE + EXTENDED_HEADER_SIZE : start]),
+        meta_header_size > 0,
     )
 
 
-def _parse_metadata(view: memoryview, offset: int, header_size: int) -> dict[str, str]:
+def _parse_metadata(view: memoryview, offset: int, header_size: int) -> tuple[MetadataEntry, ...]:
+    size = len(view)
     if header_size == 0:
-        if len(view):
-            raise ContentError("metadata without an index", offset=offset, value=len(view), limit="0 bytes")
-        return {}
+        if size:
+            raise ContentError("metadata without an index", offset=offset, value=size, limit="0 bytes")
+        return ()
     if header_size < 2:
         raise ContentError("metadata index size", offset=60, value=header_size, limit="0, or 2 + 8 per entry")
-    count = int.from_bytes(view[:2], "big")
+    raw = bytes(view)
+    count = int.from_bytes(raw[:2], "big")
     if 2 + 8 * count != header_size:
         raise ContentError(
             "metadata entries", offset=offset, value=count, limit=f"{(header_size - 2) / 8:g} by the index size"
         )
-    out: dict[str, str] = {}
+    out = []
     at = header_size
     for n in range(count):
-        key_size, _, value_size = _META_ENTRY.unpack_from(view, 2 + 8 * n)
-        if at + key_size + value_size > len(view):
+        key_size, encoding, value_size = _META_ENTRY.unpack_from(raw, 2 + 8 * n)
+        middle = at + key_size
+        end = middle + value_size
+        if end > size:
             raise ContentError(
-                f"metadata entry {n}", offset=offset + 2 + 8 * n, value=key_size + value_size, limit=len(view) - at
+                f"metadata entry {n}", offset=offset + 2 + 8 * n, value=key_size + value_size, limit=size - at
             )
-        # Only ASCII (3) and UTF-8 (106) are in use, and the first is part of the second; anything else is replaced.
-        key = bytes(view[at : at + key_size]).decode("utf-8", "replace")
-        at += key_size
-        out[key] = bytes(view[at : at + value_size]).decode("utf-8", "replace")
-        at += value_size
-    if at != len(view):
-        raise ContentError("metadata size", offset=offset, value=len(view), limit=f"{at} by its entries")
-    return out
+        out.append(MetadataEntry(_key_text(raw[at:middle]), _value_text(raw[middle:end], encoding), encoding))
+        at = end
+    if at != size:
+        raise ContentError("metadata size", offset=offset, value=size, limit=f"{at} by its entries")
+    return tuple(out)
 
 
-def encode_text(text: str) -> tuple[int, bytes]:
-    """Character set number and bytes: ASCII (3) where it suffices, else UTF-8 (106)."""
-    return (ASCII, text.encode("ascii")) if text.isascii() else (UTF8, text.encode("utf-8"))
+@functools.lru_cache(maxsize=256)
+def _key_text(raw: bytes) -> str:
+    """A key of metadata, which has no character set of its own."""
+    return decode_text(raw, UTF8)
 
 
-def _pack_metadata(metadata: Mapping[str, str]) -> tuple[bytes, bytes]:
-    if len(metadata) > 8191:  # the index size is a u16: 2 + 8 per entry
-        raise EncodeError(f"metadata holds {len(metadata)} entries, limit 8191")
-    index, body = [len(metadata).to_bytes(2, "big")], []
-    for key, value in metadata.items():
-        key_raw = key.encode("utf-8")
-        encoding, value_raw = encode_text(value)
+def _value_text(raw: bytes, encoding: int) -> str:
+    """A value of metadata; nearly all of them are plain ASCII."""
+    if encoding in (ASCII, UTF8) and raw.isascii():
+        return raw.decode("ascii")
+    return decode_text(raw, encoding)
+
+
+def _pack_metadata(entries: Sequence[MetadataEntry]) -> tuple[bytes, bytes]:
+    if len(entries) > 8191:  # the index size is a u16: 2 + 8 per entry
+        raise EncodeError(f"metadata holds {len(entries)} entries, limit 8191")
+    index, body = [len(entries).to_bytes(2, "big")], []
+    for key, value, encoding in entries:
+        _, key_raw = encode_text(key, UTF8, "metadata key")
+        encoding, value_raw = encode_text(value, encoding, f"metadata {key[:40]!r}")
         if len(key_raw) > 0xFFFF:
             raise EncodeError(f"metadata key {key[:40]!r}...: {len(key_raw)} bytes, limit 65535")
+        if not 0 <= encoding <= 0xFFFF:
+            raise EncodeError(f"metadata {key[:40]!r}: character set {encoding}, allowed: 0 to 65535")
         index.append(_META_ENTRY.pack(len(key_raw), encoding, len(value_raw)))
         body += [key_raw, value_raw]
     return b"".join(index), b"".join(body)
 
 
+@functools.lru_cache(maxsize=256)
+def _packed_type(type_name: str) -> bytes:
+    if not type_name or not all("!" <= c <= "~" for c in type_name):
+        raise EncodeError(f"message type {type_name!r}: must be 1 to 12 printable ASCII characters")
+    return fixed_text(type_name, TYPE_NAME_BYTES, "message type")
+
+
+@functools.lru_cache(maxsize=256)
+def _packed_device(device: str) -> bytes:
+    return fixed_text(device, DEVICE_NAME_BYTES, "device name")
+
+
 def pack_message(
     type_name: str,
     device: str,
-    content: bytes,
+    content: bytes | memoryview,
     *,
     sender_ns: int | None = None,
     version: int = 1,
-    metadata: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | Sequence[MetadataEntry] | None = None,
     message_id: int = 0,
     pixels: memoryview | None = None,
+    stamp: tuple[int, int] | None = None,
+    extension: bytes = b"",
+    has_index: bool = True,
 ) -> bytes:
     """One whole message with its CRC.
 
@@ -326,30 +397,80 @@ def pack_message(
         When the data was acquired, UTC ns; None writes the unused stamp 0.
     version : 1 or 2
         Metadata and message number need 2. With 1, metadata is left out: a version 1 peer has no place for it.
+    stamp : (int, int) or None
+        Seconds and fraction to write as they are, in place of ``sender_ns``.
+    extension, has_index
+        Further bytes of the extended header, and whether the metadata has its count; see `WireMessage`.
 
     Raises
     ------
     EncodeError
         When a name is too long or a number does not fit.
     """
-    if version not in (1, 2):
-        raise EncodeError(f"header version {version}: must be 1 or 2")
-    type_raw = fixed_text(type_name, TYPE_NAME_BYTES, "message type")
-    if not type_raw or not type_name.isascii():
-        raise EncodeError(f"message type {type_name!r}: must be 1 to 12 ASCII characters")
-    name_raw = fixed_text(device, DEVICE_NAME_BYTES, "device name")
-    seconds, fraction = stamp_from_ns(sender_ns)
-    parts: list[bytes | memoryview] = [content]
-    if pixels is not None:
-        parts.append(pixels.cast("B"))
-    if version == 2:
+    type_raw = _exact(type_name, TYPE_NAME_BYTES) or _packed_type(type_name)
+    name_raw = _exact(device, DEVICE_NAME_BYTES) or _packed_device(device)
+    seconds, fraction = stamp_from_ns(sender_ns) if stamp is None else stamp
+    if version == 1:
+        if pixels is None:
+            head = _header(1, type_raw, name_raw, seconds, fraction, len(content), crc64(content))
+            return b"".join((head, content))
+        parts: list[bytes | memoryview] = [content, pixels.cast("B")]
+    elif version == 2:
         if not 0 <= message_id < 1 << 32:
             raise EncodeError(f"message_id {message_id}: must fit 32 bits")
-        index, body = _pack_metadata(metadata or {})
-        parts.insert(0, _EXTENDED.pack(EXTENDED_HEADER_SIZE, len(index), len(body), message_id))
-        parts += [index, body]
+        if len(extension) > 0xFFFF - EXTENDED_HEADER_SIZE:
+            raise EncodeError(f"extended header: {len(extension)} further bytes, limit 65523")
+        entries = (
+            [MetadataEntry(key, value) for key, value in metadata.items()]
+            if isinstance(metadata, Mapping)
+            else metadata or ()
+        )
+        if entries and not has_index:
+            raise EncodeError(f"metadata of {len(entries)} entries cannot be sent without its index")
+        index, body = _pack_metadata(entries) if has_index else (b"", b"")
+        if len(body) > 0xFFFFFFFF:
+            raise EncodeError(f"metadata: {len(body)} bytes, limit {0xFFFFFFFF}")
+        extended = _EXTENDED.pack(EXTENDED_HEADER_SIZE + len(extension), len(index), len(body), message_id)
+        parts = [extended, extension, content, index, body]
+        if pixels is not None:
+            parts.insert(3, pixels.cast("B"))
+    else:
+        raise EncodeError(f"header version {version}: must be 1 or 2")
     crc = 0
     for part in parts:
         crc = crc64(part, crc)
     size = sum(len(part) for part in parts)
-    return b"".join([_HEADER.pack(version, type_raw, name_raw, seconds, fraction, size, crc), *parts])
+    return b"".join([_header(version, type_raw, name_raw, seconds, fraction, size, crc), *parts])
+
+
+def _header(version: int, type_raw: bytes, name: bytes, seconds: int, fraction: int, size: int, crc: int) -> bytes:
+    try:
+        return _HEADER.pack(version, type_raw, name, seconds, fraction, size, crc)
+    except struct.error:
+        raise EncodeError(f"stamp: {seconds} s and fraction {fraction}, both must fit 32 bits") from None
+
+
+def _exact(text: str, size: int) -> bytes | None:
+    """The bytes a name was read from, which a cache by text must not answer for."""
+    return text.raw if isinstance(text, WireText) and len(text.raw) == size else None
+
+
+def repack_message(message: WireMessage, content: bytes | memoryview | None = None) -> bytes:
+    """A message that was read, byte for byte; or the same around another content.
+
+    Raises
+    ------
+    EncodeError
+        When the new content does not fit.
+    """
+    return pack_message(
+        message.type_name,
+        message.device,
+        message.content if content is None else content,
+        version=message.version,
+        metadata=message.entries,
+        message_id=message.message_id,
+        stamp=message.stamp,
+        extension=message.extension,
+        has_index=message.has_index,
+    )
