@@ -10,7 +10,6 @@ client that does not take them is disconnected).
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import selectors
 import socket
@@ -32,6 +31,7 @@ from drivers.openigtlink.codec import (
 )
 from drivers.openigtlink.contents import TrackedTool
 from drivers.openigtlink.framing import Framer
+from drivers.openigtlink.listening import AllowList, AllowListError, Network, listen, set_connection_options
 from drivers.openigtlink.outgoing import Kind, Outgoing
 from drivers.openigtlink.wire import Limits, PeerGone, WireError
 
@@ -54,15 +54,11 @@ _BYTES_PER_MESSAGE = 1 << 14
 #: A message from a client must be complete this long after its first byte, and 1 s later per megabyte.
 _MESSAGE_S = 5.0
 _NS_PER_BYTE = 1000
-#: Unsent bytes that the operating system may hold for a client: what lies there cannot be replaced by newer data.
-_UNSENT_BYTES = 1 << 18
 #: A system that has no file left for a new connection is asked again after this long.
 _ACCEPT_PAUSE_NS = 200_000_000
 #: Clients turned away are told of at most this often.
 _REFUSAL_LOG_NS = 1_000_000_000
 _FAR = 1 << 63
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +87,6 @@ class ClientInfo:
     queued: int
     queued_bytes: int
     connected_utc_ns: int
-
-
-class AllowListError(ValueError):
-    """A server that is open to a network without saying to whom, or an allowed network that is none."""
 
 
 class _Client:
@@ -204,7 +196,7 @@ class IgtlServer:
         self.host, self.name, self.keep_alive_s = host, name, keep_alive_s
         self.max_clients, self.send_timeout_s, self.max_queued_bytes = max_clients, send_timeout_s, max_queued_bytes
         self.on_message, self.on_client = on_message, on_client
-        self.allow = tuple(_network(entry) for entry in allow)
+        self.allow = AllowList(allow)
         self._wanted_port = port
         self._listener: socket.socket | None = None
         self._wake: tuple[socket.socket, socket.socket] | None = None
@@ -234,30 +226,7 @@ class IgtlServer:
         """
         if self._thread is not None:
             raise RuntimeError("this server runs already")
-        place = f"{self.host}:{self._wanted_port}"
-        try:
-            found = socket.getaddrinfo(self.host, self._wanted_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        except OSError as error:
-            raise OSError(error.errno, f"cannot listen on {place}: {error.strerror}") from None
-        # Where a name has both kinds of address, IPv4 is what the programs of the field connect to.
-        family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
-        if not self.allow and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
-            raise AllowListError(
-                f"{place} can be reached from the network: say with 'allow' which networks may connect "
-                '(such as allow = ["192.0.2.0/24"]), or listen on 127.0.0.1'
-            )
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind(address)
-            listener.listen(128)
-            listener.setblocking(False)
-        except OSError as error:
-            listener.close()
-            raise OSError(error.errno, f"cannot listen on {place}: {error.strerror}") from None
-        self._listener = listener
+        self._listener = listen(self.host, self._wanted_port, self.allow)
         self._wake = socket.socketpair()
         for end in self._wake:
             end.setblocking(False)
@@ -534,12 +503,16 @@ class IgtlServer:
             self._accepting_ns = time.monotonic_ns() + _ACCEPT_PAUSE_NS
             return
         name = f"{address[0]}:{address[1]}"
-        refusal = self._refusal(str(address[0]))
-        try:
-            if not refusal:
-                self._set_options(sock)
-        except OSError:
-            refusal = "it is gone already"
+        refusal = ""
+        if str(address[0]) not in self.allow:
+            refusal = f"its address is not allowed ({self.allow})"
+        elif len(self._roster) >= self.max_clients:
+            refusal = f"{self.max_clients} clients are served already"
+        else:
+            try:
+                set_connection_options(sock, self.send_timeout_s)
+            except OSError:
+                refusal = "it is gone already"
         if refusal:
             self._refuse(sock, name, refusal)
             return
@@ -551,32 +524,6 @@ class IgtlServer:
             self._roster = tuple(self._clients.values())
             self._changed.notify_all()
         self._tell(client, True)
-
-    def _set_options(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        # A peer that vanished without a word (cable, power) is found out within the time limit, idle or not.
-        limit_s = max(round(self.send_timeout_s), 3)
-        for option, value in (
-            ("TCP_KEEPIDLE", max(limit_s // 3, 1)),
-            ("TCP_KEEPINTVL", max(limit_s // 3, 1)),
-            ("TCP_KEEPCNT", 2),
-            ("TCP_USER_TIMEOUT", limit_s * 1000),
-            ("TCP_NOTSENT_LOWAT", _UNSENT_BYTES),
-        ):
-            if hasattr(socket, option):  # not every system has them all
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-
-    def _refusal(self, address: str) -> str:
-        """Why a client from ``address`` is turned away; empty when it is welcome."""
-        ip = ipaddress.ip_address(address.partition("%")[0])
-        if not ip.is_loopback and not any(ip in network for network in self.allow):
-            allowed = ", ".join(map(str, self.allow)) or "this computer alone"
-            return f"its address is not allowed ({allowed})"
-        if len(self._roster) >= self.max_clients:
-            return f"{self.max_clients} clients are served already"
-        return ""
 
     def _refuse(self, sock: socket.socket, name: str, why: str) -> None:
         sock.close()
@@ -632,12 +579,3 @@ class IgtlServer:
         client.out.close()
         client.sock.close()
         self._tell(client, False)
-
-
-def _network(entry: str | Network) -> Network:
-    try:
-        return ipaddress.ip_network(entry) if isinstance(entry, str) else entry
-    except ValueError as error:
-        raise AllowListError(
-            f"allowed network {entry!r}: {error}; expected such as 192.0.2.0/24 or 192.0.2.7"
-        ) from None

@@ -49,7 +49,7 @@ _KNOWN: tuple[tuple[str, str, ExitCode], ...] = (
     ("nav.runtime.recorder", "RecorderError", ExitCode.FAILED),
     ("nav.runtime.warmup", "WarmUpError", ExitCode.ENVIRONMENT),
     ("drivers.openigtlink.wire", "WireError", ExitCode.CONNECTION),
-    ("drivers.openigtlink.sink", "AllowListError", ExitCode.CONFIGURATION),
+    ("drivers.openigtlink.listening", "AllowListError", ExitCode.CONFIGURATION),
     ("drivers.room.geometry", "RoomError", ExitCode.INPUT),
 )
 
