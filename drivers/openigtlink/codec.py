@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from drivers.openigtlink.contents import (
+    DATA_TYPES,
     SCALAR_TYPES,
+    Content,
     EmptyContent,
     ImageContent,
     PositionContent,
@@ -25,6 +27,8 @@ from drivers.openigtlink.contents import (
     TrackedTool,
     TrackingContent,
     TransformContent,
+    VideoContent,
+    content_class,
     scalar_number,
     unpack_message,
 )
@@ -33,6 +37,7 @@ from drivers.openigtlink.wire import (
     DEVICE_NAME_BYTES,
     ContentError,
     EncodeError,
+    MetadataEntry,
     WireMessage,
     pack_message,
     parse_header,
@@ -55,6 +60,7 @@ from nav.runtime.messages import (
 __all__ = [
     "FARTHEST_MM",
     "decode",
+    "encode_content",
     "encode_image",
     "encode_position",
     "encode_status",
@@ -337,6 +343,57 @@ def _frozen(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
 # ---------------------------------------------------------------------------------------------------------- encoding
 
 
+def encode_content(
+    device: str,
+    content: Content,
+    *,
+    type_name: str | None = None,
+    sender_ns: int | None = None,
+    version: int = 1,
+    metadata: Mapping[str, str] | Sequence[MetadataEntry] | None = None,
+    message_id: int = 0,
+) -> bytes:
+    """One whole message around any content.
+
+    Parameters
+    ----------
+    type_name : str or None
+        The message type where the content has more than one: queries and their answers, QTRANS, COLORTABLE,
+        STT_QTDATA, an empty body. None: the content's own.
+    sender_ns, version, metadata, message_id
+        See `pack_message`.
+
+    Raises
+    ------
+    EncodeError
+        When the content does not belong to the type, a name is longer than 20 bytes, or a value cannot be sent.
+    """
+    name = type_name or content.type_name
+    if name != content.type_name:
+        fits = content_class(name) is type(content) or (isinstance(content, EmptyContent) and name in DATA_TYPES)
+        if not fits or not name:
+            raise EncodeError(
+                f"{type(content).__name__} as message type {name!r}: give a type_name that has this content"
+            )
+    pixels = None
+    if isinstance(content, ImageContent):
+        packed, pixels = content.pack_header(), content.pixels
+    elif isinstance(content, VideoContent):
+        packed, pixels = content.pack_header(), content.bitstream
+    else:
+        packed = content.pack()
+    return pack_message(
+        name,
+        device,
+        packed,
+        sender_ns=sender_ns,
+        version=version,
+        metadata=metadata,
+        message_id=message_id,
+        pixels=pixels,
+    )
+
+
 def encode_transform(
     device: str,
     matrix: ArrayLike,
@@ -369,9 +426,9 @@ def encode_tdata(
     message_id: int = 0,
 ) -> bytes:
     """TDATA with the tools that are visible (leave the others out: that is how the protocol says lost)."""
-    content = TrackingContent(tuple(tools)).pack()
-    return pack_message(
-        "TDATA", device, content, sender_ns=sender_ns, version=version, metadata=metadata, message_id=message_id
+    content = TrackingContent(tuple(tools))
+    return encode_content(
+        device, content, sender_ns=sender_ns, version=version, metadata=metadata, message_id=message_id
     )
 
 
@@ -388,9 +445,9 @@ def encode_position(
     """POSITION in mm with a quaternion of 0, 3 (w is left out) or 4 parts, order x, y, z, w."""
     if len(position) != 3:
         raise EncodeError(f"POSITION: {len(position)} coordinates, expected 3")
-    content = PositionContent((position[0], position[1], position[2]), tuple(quaternion)).pack()
-    return pack_message(
-        "POSITION", device, content, sender_ns=sender_ns, version=version, metadata=metadata, message_id=message_id
+    content = PositionContent((position[0], position[1], position[2]), tuple(quaternion))
+    return encode_content(
+        device, content, sender_ns=sender_ns, version=version, metadata=metadata, message_id=message_id
     )
 
 
@@ -463,15 +520,8 @@ def encode_image(
         part=part,
         pixels=ordered.reshape(-1).view(np.uint8).data,
     )
-    return pack_message(
-        "IMAGE",
-        device,
-        content.pack_header(),
-        sender_ns=sender_ns,
-        version=version,
-        metadata=metadata,
-        message_id=message_id,
-        pixels=content.pixels,
+    return encode_content(
+        device, content, sender_ns=sender_ns, version=version, metadata=metadata, message_id=message_id
     )
 
 
@@ -488,9 +538,9 @@ def encode_status(
     message_id: int = 0,
 ) -> bytes:
     """STATUS; code 1 is OK."""
-    content = StatusContent(code, subcode, error_name, text).pack()
-    return pack_message(
-        "STATUS", device, content, sender_ns=sender_ns, version=version, metadata=metadata, message_id=message_id
+    content = StatusContent(code, subcode, error_name, text)
+    return encode_content(
+        device, content, sender_ns=sender_ns, version=version, metadata=metadata, message_id=message_id
     )
 
 
@@ -504,10 +554,9 @@ def encode_string(
     message_id: int = 0,
 ) -> bytes:
     """STRING: ASCII where it suffices, else UTF-8."""
-    return pack_message(
-        "STRING",
+    return encode_content(
         device,
-        StringContent(text).pack(),
+        StringContent(text),
         sender_ns=sender_ns,
         version=version,
         metadata=metadata,

@@ -198,7 +198,11 @@ class ImageMetaContent(Content):
         return cls(
             tuple(
                 ImageMeta(
-                    *(field_text(text) for text in v[:5]),
+                    name=field_text(v[0]),
+                    device=field_text(v[1]),
+                    modality=field_text(v[2]),
+                    patient_name=field_text(v[3]),
+                    patient_id=field_text(v[4]),
                     stamp=(v[5], v[6]),
                     size=(v[7], v[8], v[9]),
                     scalar=v[10],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,6 +139,23 @@ class VideoMeta:
     reserved: int = 0
 
 
+def _video_meta(v: tuple[Any, ...]) -> VideoMeta:
+    axes, position = frame_of(v[9:21])
+    return VideoMeta(
+        name=field_text(v[0]),
+        device=field_text(v[1]),
+        patient_name=field_text(v[2]),
+        patient_id=field_text(v[3]),
+        zoom=v[4],
+        focal_length_mm=v[5],
+        size=(v[6], v[7], v[8]),
+        axes=axes,
+        position=position,
+        scalar=v[21],
+        reserved=v[22],
+    )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class VideoMetaContent(Content):
     """VIDEOMETA: the videos that can be asked for."""
@@ -150,20 +167,7 @@ class VideoMetaContent(Content):
     def unpack(cls, raw: bytes | memoryview) -> Self:
         """Read n x 322 bytes; `ContentError` for any other size."""
         need_multiple("VIDEOMETA", raw, _VIDEO_META.size)
-        return cls(
-            tuple(
-                VideoMeta(
-                    *(field_text(text) for text in v[:4]),
-                    v[4],
-                    v[5],
-                    (v[6], v[7], v[8]),
-                    *frame_of(v[9:21]),
-                    v[21],
-                    v[22],
-                )
-                for v in _VIDEO_META.iter_unpack(raw)
-            )
-        )
+        return cls(tuple(_video_meta(v) for v in _VIDEO_META.iter_unpack(raw)))
 
     def pack(self) -> bytes:
         """n x 322 bytes."""
