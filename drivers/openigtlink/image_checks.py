@@ -142,7 +142,8 @@ def _place(content: ImageContent, device: str, options: SourceConfig | None, *, 
                 )
             )
         return found
-    # Where the frame's origin lies in a scan is a habit, not a law: isocentre and image centre are close.
+    # Where the frame's origin lies in a scan is a habit, not a law (isocentre and image centre are close): a note. Live
+    # guidance knows where the patient is (`nav.runtime.image_place`).
     planar = [n for n in wide if n < 2]
     if len(planar) < 2 or not all(spacing[n] > 0.0 for n in planar):
         return found
@@ -158,6 +159,7 @@ def _place(content: ImageContent, device: str, options: SourceConfig | None, *, 
                 value,
                 f"not within {NEAR:g} of -0.50 on both axes",
                 "Check the outline against the CT; if it is off by half its size, set origin_is_corner = true",
+                "note",
             )
         )
     elif corner and all(abs(a) < NEAR for a in along):
@@ -169,6 +171,7 @@ def _place(content: ImageContent, device: str, options: SourceConfig | None, *, 
                 value,
                 f"not within {NEAR:g} of 0.00 on both axes",
                 "Check the outline against the CT; if it is off by half its size, remove origin_is_corner",
+                "note",
             )
         )
     return found

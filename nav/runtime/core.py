@@ -122,6 +122,8 @@ class NavigationCore:
         self._target: NDArray[np.float64] | None = None
         self._entry: NDArray[np.float64] | None = None
         self._guiding = False
+        points = [p.ras for p in case.landmarks] + [p for path in case.paths for p in (path.target_ras, path.entry_ras)]
+        self._images.set_anatomy(np.array(points, dtype=np.float64).reshape(-1, 3))
         if case.paths:
             path = case.paths[0]
             self._set_plan(path.target_ras, path.entry_ras)
@@ -370,6 +372,10 @@ class NavigationCore:
         # Placed before the gate judges: an image that cannot be used is a fault that it tells.
         image, fluoro = (self._images.newest(role, now_ns) for role in ("ultrasound", "fluoro"))
         faults = (*faults, *self._images.problems())
+        misplaced = self._images.findings()
+        health = tuple(
+            replace(s, findings=(*s.findings, misplaced[s.name])) if s.name in misplaced else s for s in health
+        )
         gate = self._judge(health, refusal, registration, uncertainty, timed, now_ns, faults)
         if gate.state is GateState.BLANK:
             guidance = zone = margin = uncertainty = None

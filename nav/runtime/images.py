@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nav.config.room import ImageStreamConfig, RoomConfig
 from nav.geometry.frames import TransformName
 from nav.geometry.graph import FrameGraph
 from nav.geometry.poses import NotYet, PoseRefusal
 from nav.geometry.rigid import PixelMap
+from nav.guidance.health import StreamFinding
 from nav.imaging.blend import grey_plane
+from nav.runtime.image_place import misplaced
 from nav.runtime.messages import ImageMessage
 from nav.runtime.snapshot import TrackedImage
 
@@ -27,6 +30,7 @@ class _Slot:
     shown: TrackedImage | None = None
     refusal: str = ""
     problem: str = ""
+    misplaced: StreamFinding | None = None
 
 
 class ImagePlacer:
@@ -39,10 +43,15 @@ class ImagePlacer:
     def __init__(self, room: RoomConfig, graph: FrameGraph) -> None:
         self._graph = graph
         self._ct_frame = room.ct_frame
+        self._anatomy = np.empty((0, 3))
         maps = {c.pixel_map().name.from_frame: c.pixel_map() for c in room.calibrations if c.kind == "pixels"}
         self._slots = {
             image.name: _Slot(image, maps.get(image.frame)) for source in room.sources for image in source.images
         }
+
+    def set_anatomy(self, points_ras: NDArray[np.float64]) -> None:
+        """The (n, 3) points of the case, RAS mm, that an image of the whole body must show."""
+        self._anatomy = points_ras
 
     def take(self, config: ImageStreamConfig, message: ImageMessage, acquired_ns: int) -> None:
         """The newest image of a stream; replaces one that still waits."""
@@ -77,6 +86,10 @@ class ImagePlacer:
         """What is wrong with the images themselves, one text per stream concerned (a late pose is no such problem)."""
         return tuple(f"{slot.config.name}: {slot.problem}" for slot in self._slots.values() if slot.problem)
 
+    def findings(self) -> dict[str, StreamFinding]:
+        """Stream name → what looks wrong with the place of its newest image."""
+        return {slot.config.name: slot.misplaced for slot in self._slots.values() if slot.misplaced is not None}
+
     def refusal(self, role: str) -> str:
         """Why the newest image of a role could not be placed; empty when it could."""
         return next((s.refusal for s in self._slots.values() if s.config.role == role), "")
@@ -105,6 +118,9 @@ class ImagePlacer:
             slot.problem, slot.waiting = str(error), None
             return
         slot.waiting = None
+        if slot.config.role == "fluoro" and slot.config.placed_by == "header":
+            rows, columns = message.array.shape[1:3]
+            slot.misplaced = misplaced(pixels.matrix, (columns, rows), self._anatomy)
         slot.shown = TrackedImage(
             message.device, message.array, pixels.matrix, time_ns, message.arrival_ns, message.sequence
         )
