@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +21,10 @@ from nav.runtime.clock import SystemClock
 from nav.runtime.events import OperatorEvent, Point, SetPlan, StartGuidance
 from nav.runtime.memory import keep_freed_memory
 from nav.runtime.plugins import make_source
+from nav.runtime.snapshot import NavigationSnapshot
+
+if TYPE_CHECKING:
+    from drivers.openigtlink.publisher import NavigationPublisher
 
 __all__ = ["Shot", "guide_live", "show_window"]
 
@@ -144,7 +149,14 @@ def guide_live(
     sources = tuple(make_source(source, clock) for source in room.sources)
     out.mkdir(parents=True, exist_ok=True)
     identity = None if case is None else case.identity
-    live = LiveStreams(room, sources, clock, essentials_of(case, room), out=out, identity=identity, on_tick=log.on_tick)
+
+    def ticked(snapshot: NavigationSnapshot) -> None:
+        log.on_tick(snapshot)
+        if publisher is not None:
+            publisher.offer(snapshot)
+
+    live = LiveStreams(room, sources, clock, essentials_of(case, room), out=out, identity=identity, on_tick=ticked)
+    publisher = _publisher(room, clock, live)
     session = LiveSession(room, live, clock, case=case, out=out)
     truth: list[Truth] = []
     spent: list[float] = []
@@ -164,17 +176,21 @@ def guide_live(
         layout = "plan" if case is None or not _prepared(room, case, registration) else "guide"
     if not shots and duration_s is not None:
         shots = tuple(Shot(duration_s * share, name) for share, name in ((0.34, "1"), (0.67, "2")))
-    taken = show_window(
-        session,
-        log,
-        headless=headless,
-        duration_s=duration_s,
-        shots=shots,
-        on_shown=shown,
-        on_beat=on_beat,
-        out=out,
-        layout=layout,
-    )
+    with ExitStack() as stack:
+        if publisher is not None:
+            stack.enter_context(publisher)
+            steps.say(f"  publishing at {publisher.server.host}:{publisher.server.port}")
+        taken = show_window(
+            session,
+            log,
+            headless=headless,
+            duration_s=duration_s,
+            shots=shots,
+            on_shown=shown,
+            on_beat=on_beat,
+            out=out,
+            layout=layout,
+        )
     cores = None
     if room_cpu_seconds is not None and spent:
         cores = (room_cpu_seconds() - spent[0]) / max((clock.now_ns() - started_ns[0]) / 1e9, 1e-3)
@@ -186,6 +202,15 @@ def guide_live(
     if live.problem:
         steps.say(f"  problem: {live.problem}")
     return summary
+
+
+def _publisher(room: RoomConfig, clock: SystemClock, live: LiveStreams) -> NavigationPublisher | None:
+    """What sends the guidance on to other programs, where the room says so."""
+    if room.publish is None:
+        return None
+    from drivers.openigtlink.publisher import NavigationPublisher
+
+    return NavigationPublisher(room, room.publish, clock, live)
 
 
 def _prepared(room: RoomConfig, case: Case, registration: Path | None) -> bool:

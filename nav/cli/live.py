@@ -116,6 +116,12 @@ class LiveStreams:
     # -- recording -----------------------------------------------------------------------------------------------
 
     @property
+    def recording(self) -> str:
+        """Name of the file that is being recorded; empty when none is."""
+        recorder = self.recorder
+        return "" if recorder is None else recorder.path.name
+
+    @property
     def recordings(self) -> tuple[Path, ...]:
         """The files of this session, in the order in which they were begun."""
         with self._lock:
