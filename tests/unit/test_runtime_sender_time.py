@@ -134,3 +134,90 @@ def test_jitter_and_drift_are_estimated() -> None:
     assert m.jitter_ms == pytest.approx(19.0, abs=1.5)
     assert m.drift_ppm == pytest.approx(80.0, abs=15.0)
     assert m.shift_ms == pytest.approx(0.0, abs=0.01)
+
+
+def test_spikes_of_the_transport_leave_no_trace_in_the_times() -> None:
+    """Every tenth message is late by up to 80 ms; the acquisition times stay within what the clocks may drift."""
+    rng = np.random.default_rng(3)
+    m = mapper()
+    arrival, errors = 0, []
+    for n in range(60 * 30):
+        acquired = S + n * S // 60
+        late = int(rng.uniform(0, 80) * MS) if n % 10 == 9 else int(rng.exponential(0.2) * MS)
+        arrival = max(arrival, acquired + 5 * MS + late)
+        errors.append(m.acquired_ns(acquired + OFFSET, arrival, "Needle") - acquired - 5 * MS)
+    assert max(errors[60:]) < 0.1 * MS
+    assert min(errors) >= 0
+    assert m.steps == 0
+    timing = m.device("Needle")
+    assert timing is not None
+    assert 1.0 < timing.jitter_ms < 80.0
+
+
+@pytest.mark.parametrize("ppm", [-100.0, 100.0])
+def test_a_crystal_is_followed_for_an_hour_without_a_growing_error(ppm: float) -> None:
+    m = mapper()
+    worst = 0
+    for n in range(3600 * 10):
+        acquired = S + n * S // 10
+        got = m.acquired_ns(OFFSET + int(acquired * (1.0 + ppm * 1e-6)), acquired + 20 * MS, "Needle")
+        worst = max(worst, abs(got - acquired - 20 * MS))
+    # A sender that is too slow is followed with the window's delay: 10 s of 100 ppm are 1 ms.
+    assert worst <= 1.1 * MS
+    assert m.steps == 0
+    assert m.drift_ppm == pytest.approx(ppm, abs=1.0)
+
+
+@pytest.mark.parametrize("slew_ppm", [-500.0, 500.0])
+def test_a_clock_being_slewed_is_no_step_and_costs_little(slew_ppm: float) -> None:
+    """NTP corrects 100 ms within 200 s."""
+    m = mapper()
+    feed(m, 0.0, 20.0)
+    worst = 0
+    for n in range(200 * 60):
+        acquired = 20 * S + n * S // 60
+        shift = int(n / 60 * slew_ppm * 1e-6 * S)
+        got = m.acquired_ns(acquired + OFFSET + shift, acquired + 30 * MS, "Needle")
+        worst = max(worst, abs(got - acquired - 30 * MS))
+    assert m.steps == 0
+    assert worst <= 5.1 * MS  # the window of 10 s at 500 ppm
+
+
+def test_each_device_has_its_own_lag_jitter_and_lateness() -> None:
+    rng = np.random.default_rng(5)
+    m = mapper()
+    late_from = 1500
+    for n in range(2 * late_from):
+        acquired = S + n * 16_666_667
+        late = 120 * MS if n >= late_from else 0
+        arrivals = [("Needle", 5 * MS), ("Image", 60 * MS + late + int(rng.uniform(0, 10) * MS))]
+        for device, delay in arrivals:
+            m.acquired_ns(acquired + OFFSET, acquired + delay, device)
+    needle, image = m.device("Needle"), m.device("Image")
+    assert needle is not None
+    assert image is not None
+    assert (needle.lag_ms, needle.jitter_ms, needle.shift_ms) == pytest.approx((0.0, 0.0, 0.0))
+    assert needle.offset_ns == 5 * MS - OFFSET
+    assert image.jitter_ms > 100.0  # above its own smallest delay, which the late ones cannot raise quickly
+    assert image.shift_ms == pytest.approx(120.0, abs=15.0)
+    assert 55.0 <= image.lag_ms <= 75.0
+    assert m.device("Stylus") is None
+
+
+def test_a_sender_that_invents_names_does_not_fill_the_memory() -> None:
+    m = mapper()
+    for n in range(5000):
+        m.acquired_ns(OFFSET + n * MS, n * MS, f"device {n}")
+    assert sum(m.device(f"device {n}") is not None for n in range(5000)) == 256
+    assert m.steps == 0
+
+
+def test_a_restarted_sender_with_another_clock_is_followed_after_the_new_connection() -> None:
+    m = mapper()
+    feed(m, 0.0, 5.0)
+    m.reset()
+    assert feed(m, 6.0, 1.0, offset=OFFSET - 40 * S, delay_ms=12.0) == 0
+    assert m.steps == 0
+    timing = m.device("Needle")
+    assert timing is not None
+    assert timing.offset_ns == 12 * MS - (OFFSET - 40 * S)
