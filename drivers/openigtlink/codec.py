@@ -7,6 +7,7 @@ takes the good ones with it nor leaves its own last pose standing). The encoders
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -170,6 +171,12 @@ def _tool_name(name: str, options: SourceConfig | None) -> str:
         for tool in options.tools:
             if _is_device(tool.device, name):
                 return tool.transform
+    return _spelled_as_usual(name)
+
+
+@functools.lru_cache(maxsize=1024)
+def _spelled_as_usual(name: str) -> str:
+    """The transform's name as the program spells it; any other name as it is."""
     try:
         return TransformName.parse(name).wire
     except FrameNameError:
@@ -410,9 +417,9 @@ def encode_transform(
     EncodeError
         When a name is longer than 20 bytes or a value cannot be sent.
     """
-    content = TransformContent(np.asarray(matrix, dtype=np.float64)).pack()
+    packed = TransformContent(np.asarray(matrix, dtype=np.float64)).pack()
     return pack_message(
-        "TRANSFORM", device, content, sender_ns=sender_ns, version=version, metadata=metadata, message_id=message_id
+        "TRANSFORM", device, packed, sender_ns=sender_ns, version=version, metadata=metadata, message_id=message_id
     )
 
 

@@ -28,6 +28,9 @@ _CODECS: dict[int, str] = {
 }  # fmt: skip
 
 
+_UNICODE_OR_ASCII = (ASCII, UTF8)
+
+
 class WireText(str):
     """Text with the bytes it was read from, where packing the text alone would give others.
 
@@ -115,6 +118,8 @@ def encode_text(text: str, encoding: int = 0, what: str = "text") -> tuple[int, 
         return encoding, text.raw
     if encoding == 0:
         encoding = ASCII if text.isascii() else UTF8
+    if encoding in _UNICODE_OR_ASCII and text.isascii():
+        return encoding, text.encode()
     name = _CODECS.get(encoding)
     if name is None:
         raise EncodeError(f"{what}: character set {encoding} (IANA MIBenum) is not known; use 106 (UTF-8)")

@@ -283,7 +283,8 @@ def parse_message(raw: bytes | memoryview) -> WireMessage:
         )
     end = len(raw) - meta_header_size - meta_size
     start = HEADER_SIZE + ext_size
-    entries = _parse_metadata(view[end:], end, meta_header_size)
+    meta = bytes(view[end:])
+    entries = (_seen_metadata if len(meta) <= 512 else _parse_metadata)(meta, end, meta_header_size)
     return WireMessage(
         2,
         type_name,
@@ -291,24 +292,23 @@ def parse_message(raw: bytes | memoryview) -> WireMessage:
         sender_ns,
         view[start:end],
         message_id,
-        {entry[0]: entry[1] for entry in entries},
+        {key: value for key, value, _ in entries},
         entries,
         stamp,
         start,
-        bytes(view[HEADER_SIZE + EXTENDED_HEADER_SIZE : start]),
+        b"" if ext_size == EXTENDED_HEADER_SIZE else bytes(view[HEADER_SIZE + EXTENDED_HEADER_SIZE : start]),
         meta_header_size > 0,
     )
 
 
-def _parse_metadata(view: memoryview, offset: int, header_size: int) -> tuple[MetadataEntry, ...]:
-    size = len(view)
+def _parse_metadata(raw: bytes, offset: int, header_size: int) -> tuple[MetadataEntry, ...]:
+    size = len(raw)
     if header_size == 0:
         if size:
             raise ContentError("metadata without an index", offset=offset, value=size, limit="0 bytes")
         return ()
     if header_size < 2:
         raise ContentError("metadata index size", offset=60, value=header_size, limit="0, or 2 + 8 per entry")
-    raw = bytes(view)
     count = int.from_bytes(raw[:2], "big")
     if 2 + 8 * count != header_size:
         raise ContentError(
@@ -324,17 +324,15 @@ def _parse_metadata(view: memoryview, offset: int, header_size: int) -> tuple[Me
             raise ContentError(
                 f"metadata entry {n}", offset=offset + 2 + 8 * n, value=key_size + value_size, limit=size - at
             )
-        out.append(MetadataEntry(_key_text(raw[at:middle]), _value_text(raw[middle:end], encoding), encoding))
+        out.append(MetadataEntry(decode_text(raw[at:middle], UTF8), _value_text(raw[middle:end], encoding), encoding))
         at = end
     if at != size:
         raise ContentError("metadata size", offset=offset, value=size, limit=f"{at} by its entries")
     return tuple(out)
 
 
-@functools.lru_cache(maxsize=256)
-def _key_text(raw: bytes) -> str:
-    """A key of metadata, which has no character set of its own."""
-    return decode_text(raw, UTF8)
+#: A tool's metadata is nearly always that of its last pose.
+_seen_metadata = functools.lru_cache(maxsize=128)(_parse_metadata)
 
 
 def _value_text(raw: bytes, encoding: int) -> str:
@@ -349,8 +347,8 @@ def _pack_metadata(entries: Sequence[MetadataEntry]) -> tuple[bytes, bytes]:
         raise EncodeError(f"metadata holds {len(entries)} entries, limit 8191")
     index, body = [len(entries).to_bytes(2, "big")], []
     for key, value, encoding in entries:
-        _, key_raw = encode_text(key, UTF8, "metadata key")
-        encoding, value_raw = encode_text(value, encoding, f"metadata {key[:40]!r}")
+        key_raw = encode_text(key, UTF8, "metadata key")[1]
+        encoding, value_raw = encode_text(value, encoding, "metadata value")
         if len(key_raw) > 0xFFFF:
             raise EncodeError(f"metadata key {key[:40]!r}...: {len(key_raw)} bytes, limit 65535")
         if not 0 <= encoding <= 0xFFFF:
@@ -422,7 +420,7 @@ def pack_message(
             raise EncodeError(f"extended header: {len(extension)} further bytes, limit 65523")
         entries = (
             [MetadataEntry(key, value) for key, value in metadata.items()]
-            if isinstance(metadata, Mapping)
+            if type(metadata) is dict or isinstance(metadata, Mapping)
             else metadata or ()
         )
         if entries and not has_index:
@@ -431,9 +429,10 @@ def pack_message(
         if len(body) > 0xFFFFFFFF:
             raise EncodeError(f"metadata: {len(body)} bytes, limit {0xFFFFFFFF}")
         extended = _EXTENDED.pack(EXTENDED_HEADER_SIZE + len(extension), len(index), len(body), message_id)
-        parts = [extended, extension, content, index, body]
-        if pixels is not None:
-            parts.insert(3, pixels.cast("B"))
+        if pixels is None:
+            whole = b"".join((extended, extension, content, index, body))
+            return _header(2, type_raw, name_raw, seconds, fraction, len(whole), crc64(whole)) + whole
+        parts = [extended, extension, content, pixels.cast("B"), index, body]
     else:
         raise EncodeError(f"header version {version}: must be 1 or 2")
     crc = 0

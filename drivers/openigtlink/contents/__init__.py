@@ -163,13 +163,14 @@ def unpack_content(type_name: str, raw: bytes | memoryview) -> Content | None:
     ContentError
         When the bytes are not what the type's table says. Its offset is that within a version 1 message.
     """
-    found = content_class(type_name)
-    if found is None:
+    found = _CLASSES.get(type_name)
+    if found is not None:
+        return EmptyContent() if len(raw) == 0 and type_name in _MAY_BE_EMPTY else found.unpack(raw)
+    query = query_of(type_name)
+    if query is None:
         return None
-    if len(raw) == 0 and type_name in _MAY_BE_EMPTY:
-        return EmptyContent()
-    content = found.unpack(raw)
-    if isinstance(content, QueryContent) and content.resolution is not None and not type_name.startswith("STT_"):
+    content = _OF_PREFIX[query.prefix].unpack(raw)
+    if len(raw) and query.prefix in ("GET", "STP"):
         raise bad(f"{type_name} content", 0, f"{len(raw)} bytes", "0 bytes")
     return content
 
