@@ -15,7 +15,7 @@ from nav.config.room import ImageStreamConfig, SourceConfig, ToolStreamConfig
 from nav.geometry.frames import FrameNameError, TransformName
 from nav.geometry.poses import PoseStatus
 from nav.guidance.health import StreamFinding
-from nav.runtime.messages import Message, PoseMessage, StatusMessage, ToolReport, UnusedMessage
+from nav.runtime.messages import ImageMessage, Message, PoseMessage, StatusMessage, ToolReport, UnusedMessage
 from nav.runtime.pose_checks import HeldWatch, RepeatWatch, ScaleWatch, StampWatch, is_exact_identity
 from nav.runtime.sender_time import DeviceTiming, SenderTimeMapper
 from nav.runtime.server_status import ServerStatus
@@ -179,7 +179,7 @@ class PlausibilityChecks:
     def _time(self, message: Message, wire: WireMessage, utc_minus_local_ns: int | None) -> None:
         key = (wire.type_name, message.device)
         watch = self._stamps.get(key)
-        if watch is None and len(self._stamps) < PAIRS:
+        if watch is None and isinstance(message, PoseMessage | ImageMessage) and len(self._stamps) < PAIRS:
             watch = self._stamps[key] = StampWatch()
         if watch is not None:
             watch.take(message.sender_ns, message.arrival_ns)
@@ -287,7 +287,7 @@ class PlausibilityChecks:
                     )
                 )
             found += [_of(f, name) for f in (tool.scale.finding(), tool.held.finding()) if f is not None]
-            if tool.pauses >= PAUSES:
+            if tool.pauses >= PAUSES and not (config is not None and config.hold_last):
                 found.append(
                     Finding(
                         "hold_last_missing",
