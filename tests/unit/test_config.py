@@ -67,6 +67,30 @@ def test_each_mistake_names_its_place(text: str, words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("publish", "words"),
+    [
+        ('host = "0.0.0.0"', "publish = .*can be reached from the network.*allow"),
+        ('host = "theatre.example"', "can be reached from the network"),
+        ('allow = ["192.0.2.7/24"]', r"publish.allow\[0\] = '192.0.2.7/24':.*expected a network"),
+        ("max_clients = 0", "publish.max_clients = 0"),
+    ],
+)
+def test_publishing_to_a_network_needs_a_list_of_who_may_connect(publish: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse_toml(f"{SMALL}\n[publish]\n{publish}\n", RoomConfig, "room.toml")
+
+
+def test_nothing_is_published_unless_said_and_then_to_this_computer_alone() -> None:
+    assert parse_toml(SMALL, RoomConfig, "a").publish is None
+    own = parse_toml(SMALL + "\n[publish]\n", RoomConfig, "a").publish
+    assert own is not None
+    assert (own.host, own.allow) == ("127.0.0.1", ())
+    wide = parse_toml(f'{SMALL}\n[publish]\nhost = "0.0.0.0"\nallow = ["192.0.2.0/24"]\n', RoomConfig, "a").publish
+    assert wide is not None
+    assert wide.allow == ("192.0.2.0/24",)
+
+
+@pytest.mark.parametrize(
     ("matrix", "kind", "words"),
     [
         ("[[2,0,0,0],[0,2,0,0],[0,0,2,0],[0,0,0,1]]", "rigid", "not orthonormal"),
