@@ -4,8 +4,13 @@ Nothing that other Python threads do can delay this: the kernel holds no GIL fro
 and calls the C library itself. `Framer` is its plain twin: the same bytes give the same messages, in any split, and end
 in the same error.
 
-What stands between the receiving thread (`receive_kernel`) and the taking thread (`take_kernel`), all under one mutex
-of the C library, held for some hundred nanoseconds:
+Two threads share the work as leader and follower. The *leader* is in `receive_kernel`. When messages are complete and
+nobody delivers, it gives the lead up, inside the kernel, and goes to deliver them itself, which saves a change of
+threads; the *follower*, who waits for the lead in its own call of the kernel, takes over the socket at that moment.
+However long the interpreter then keeps the delivering thread waiting, the other one receives and stamps. When messages
+are complete while the other thread delivers, the leader goes on receiving: the deliverer finds them before it ends.
+
+Between the two stand, all under one mutex of the C library that is held for some hundred nanoseconds:
 
 * ``descriptors``: a ring of messages in the order of their arrival;
 * ``ring``: the bytes of small messages, one behind the other. When it is full, the socket is not read: nothing is lost;
@@ -14,7 +19,7 @@ of the C library, held for some hundred nanoseconds:
   other types wait, like small ones.
 
 The CRC of a large body is formed piece by piece, each while it is still in the cache and the peer sends the next.
-Linux only: ``recv``, ``setsockopt``, ``clock_gettime``, ``poll``, ``write`` and ``pthread_mutex_*`` are resolved by
+Linux only: ``recv``, ``setsockopt``, ``clock_gettime``, ``poll`` and ``pthread_mutex_*`` are resolved by
 name in the process.
 """
 
@@ -29,7 +34,16 @@ from numba.extending import intrinsic
 
 from nav.geometry.kernels import KernelSpec
 
-__all__ = ["KERNELS", "crc64_kernel", "post_kernel", "put_slot_kernel", "receive_kernel", "take_kernel"]
+__all__ = [
+    "KERNELS",
+    "claim_kernel",
+    "crc64_kernel",
+    "post_kernel",
+    "put_slot_kernel",
+    "receive_kernel",
+    "resign_kernel",
+    "take_kernel",
+]
 
 # --------------------------------------------------------------------------------------------------- control words
 # One int64 array; the indices are constants of the code, never parameters.
@@ -39,24 +53,26 @@ RING_HEAD, RING_TAIL = 3, 4  # bytes of ``ring`` given out, and freed
 NEED, NEED_SLOT = 5, 6  # NEED_BUFFER: bytes wanted in which slot
 SILENT_NS, STALL_NS = 7, 8  # limits; 0: none
 KEPT, SKIPPED = 9, 10  # size limits of types without one of their own
-EVENT_FD = 11  # gets the number of messages put
+SOCKET = 11  # of the connection; below 0: there is none
 FOUND_CRC = 12  # of the message that failed
 RECEIVED = 13  # messages completed on this connection
 WAITS = 14  # times that the socket was not read because there was no room
 DROPPED = 15  # images given up for newer ones
 LAST_NS = 16  # of the last byte
-# The state of framing, kept over returns; `reset` for a new connection.
-PHASE, HAVE, TOTAL, ADDRESS, SLOT, RING_END, CRC, BEGAN_NS = 17, 18, 19, 20, 21, 22, 23, 24
-STAGE_AT, STAGE_END, LEFT = 25, 26, 27
+DELIVERING = 17  # 1 while a thread delivers
+# The state of framing, kept over returns.
+PHASE, HAVE, TOTAL, ADDRESS, SLOT, RING_END, CRC, BEGAN_NS = 18, 19, 20, 21, 22, 23, 24, 25
+STAGE_AT, STAGE_END, LEFT, DONE_NS = 26, 27, 28, 29
 CONTROL_WORDS = 32
 
 # Phases.
-IN_HEADER, IN_BODY, SKIPPING, WANTS_ROOM = 0, 1, 2, 3
+IN_HEADER, IN_BODY, SKIPPING, WANTS_ROOM, WHOLE, PASSED = 0, 1, 2, 3, 4, 5
 
 # What the kernel returns.
 STOPPED, PEER_CLOSED, RECEIVE_FAILED = 0, 1, 2
 BAD_HEADER, BAD_SIZE, BAD_CRC = 3, 4, 5
 NEED_BUFFER, SILENT, STALLED = 6, 7, 8
+NO_CONNECTION, DELIVER = 9, 10
 
 # Kinds of descriptors, and their columns.
 SMALL, LARGE, DROPPED_IMAGE, PASSED_OVER, NOTE = 1, 2, 3, 4, 5
@@ -89,7 +105,6 @@ _setsockopt: Any = types.ExternalFunction(
 )
 _clock_gettime: Any = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.uint64))
 _poll: Any = types.ExternalFunction("poll", types.int32(types.uint64, types.uint64, types.int32))
-_write: Any = types.ExternalFunction("write", types.int64(types.int32, types.uint64, types.uint64))
 _errno_location: Any = types.ExternalFunction("__errno_location", types.uint64())
 _lock: Any = types.ExternalFunction("pthread_mutex_lock", types.int32(types.uint64))
 _unlock: Any = types.ExternalFunction("pthread_mutex_unlock", types.int32(types.uint64))
@@ -205,6 +220,15 @@ def _matches(head: Any, name: Any) -> Any:
 
 
 @njit(nogil=True, cache=True)
+def _is_image(head: Any, type_names: Any, type_limits: Any) -> Any:
+    """Whether a newer message of this type replaces one that waits."""
+    for t in range(type_names.shape[0]):  # noqa: SIM110 (numba compiles no generator expression)
+        if type_limits[t, 1] == 1 and _matches(head, type_names[t]):
+            return True
+    return False
+
+
+@njit(nogil=True, cache=True)
 def _clean_type(head: Any) -> Any:
     """Write the type's name without what follows it (NUL or blanks, by sender) behind the header; False when it is no
     printable name."""
@@ -223,41 +247,33 @@ def _clean_type(head: Any) -> Any:
 
 
 @njit(nogil=True, cache=True)
-def _tell(control: Any, count: Any, scratch: Any) -> Any:
-    """Wake the taking thread for ``count`` messages."""
-    if count > 0:
-        scratch[0] = count
-        _write(np.int32(control[EVENT_FD]), np.uint64(scratch.ctypes.data), np.uint64(8))
+def _put(control: Any, descriptors: Any, headers: Any, mutex: Any, head: Any, words: Any) -> Any:
+    """Put one descriptor; False when there is no room."""
+    address = np.uint64(mutex.ctypes.data)
+    n = descriptors.shape[0]
+    _lock(address)
+    room = control[HEAD] - control[TAIL] < n
+    if room:
+        at = control[HEAD] % n
+        for w in range(5):
+            descriptors[at, w] = words[w]
+        for b in range(HEADER_BYTES):
+            headers[at, b] = head[b]
+        control[HEAD] += 1
+    _unlock(address)
+    return room
 
 
 @njit(nogil=True, cache=True)
-def _put(
-    control: Any, descriptors: Any, headers: Any, mutex: Any, head: Any, words: Any, untold: Any, scratch: Any
-) -> Any:
-    """Put one descriptor; waits for room, after waking the taking thread for those it was not told of yet.
-
-    Returns the number of messages it has not been told of now; -1 when told to stop while waiting.
-    """
+def _claim(control: Any, mutex: Any) -> Any:
+    """Become the one who delivers, if something is there and nobody does."""
     address = np.uint64(mutex.ctypes.data)
-    n = descriptors.shape[0]
-    while True:
-        _lock(address)
-        if control[HEAD] - control[TAIL] < n:
-            at = control[HEAD] % n
-            for w in range(5):
-                descriptors[at, w] = words[w]
-            for b in range(HEADER_BYTES):
-                headers[at, b] = head[b]
-            control[HEAD] += 1
-            _unlock(address)
-            return untold + 1
-        _unlock(address)
-        _tell(control, untold, scratch)
-        untold = 0
-        if control[STOP] != 0:
-            return -1
-        control[WAITS] += 1
-        _pause(scratch)
+    _lock(address)
+    mine = control[DELIVERING] == 0 and control[HEAD] > control[TAIL]
+    if mine:
+        control[DELIVERING] = 1
+    _unlock(address)
+    return mine
 
 
 @njit(nogil=True, cache=True)
@@ -306,8 +322,7 @@ def _find_slot(control: Any, descriptors: Any, headers: Any, slots: Any, mutex: 
 
 
 @njit(nogil=True, cache=True)
-def receive_kernel(
-    fd: Any,
+def _lead(
     control: Any,
     head: Any,
     staging: Any,
@@ -321,40 +336,9 @@ def receive_kernel(
     tables: Any,
     scratch: Any,
 ) -> Any:
-    """Receive until something happens that Python has to decide on.
-
-    Parameters
-    ----------
-    fd : int64
-        Blocking socket with a receive time-out (about 0.1 s), after which limits and the stop flag are looked at.
-    control : (32,) int64
-        Control words and the state of framing.
-    head : (80,) uint8
-        The header being received (after BAD_* the one concerned), and from 64 on its type without padding.
-    staging : (m,) uint8
-        Where small pieces are received.
-    ring : (r,) uint8
-        At least twice the largest small message.
-    descriptors, headers : (d, 8) int64, (d, 64) uint8
-    slots : (s, 4) int64
-        Address, size, state, descriptor.
-    mutex : (8,) uint64
-        A ``pthread_mutex_t``, all zero when made.
-    type_names, type_limits : (t, 12) uint8, (t, 2) int64
-        Types with a size limit of their own: limit, and 1 where a newer message replaces an older one (images).
-    tables : (24, 256) uint64
-        Of the CRC.
-    scratch : (4,) int64
-
-    Returns
-    -------
-    int64
-        STOPPED, PEER_CLOSED, RECEIVE_FAILED (errno in ``scratch[3]``), BAD_HEADER, BAD_SIZE, BAD_CRC, NEED_BUFFER
-        (call again once the slot has it), SILENT, STALLED.
-    """
+    """`receive_kernel` while leading; returns DELIVER still in the lead."""
     words = np.zeros(5, np.int64)
     one = np.ones(1, np.int32)
-    untold = 0
     staging_address = np.uint64(staging.ctypes.data)
     ring_size = ring.shape[0]
     while True:
@@ -374,7 +358,6 @@ def receive_kernel(
                     break
                 version = (np.int64(head[0]) << 8) | np.int64(head[1])
                 if (version != 1 and version != 2) or not _clean_type(head):
-                    _tell(control, untold, scratch)
                     return BAD_HEADER
                 size = np.uint64(0)
                 for b in range(8):
@@ -385,7 +368,6 @@ def receive_kernel(
                         limit, known = type_limits[t, 0], True
                         break
                 if size > np.uint64(limit):
-                    _tell(control, untold, scratch)
                     return BAD_SIZE
                 if not known and size > np.uint64(control[KEPT]):
                     control[PHASE], control[LEFT] = SKIPPING, np.int64(size)
@@ -394,19 +376,15 @@ def receive_kernel(
                     control[PHASE] = WANTS_ROOM
             elif phase == WANTS_ROOM:
                 total = control[TOTAL]
-                image = False
-                for t in range(type_names.shape[0]):
-                    if type_limits[t, 1] == 1 and _matches(head, type_names[t]):
-                        image = True
                 if total <= SMALL_BYTES:
                     begin = control[RING_HEAD]
                     if ring_size - begin % ring_size < total:
                         begin += ring_size - begin % ring_size
                     while begin + total - control[RING_TAIL] > ring_size:
-                        _tell(control, untold, scratch)
-                        untold = 0
                         if control[STOP] != 0:
                             return STOPPED
+                        if _claim(control, mutex):
+                            return DELIVER
                         control[WAITS] += 1
                         _pause(scratch)
                     control[RING_HEAD] = control[RING_END] = begin + total
@@ -415,18 +393,18 @@ def receive_kernel(
                 else:
                     slot = control[SLOT] if control[NEED] != 0 else -1
                     while slot < 0:
+                        image = _is_image(head, type_names, type_limits)
                         slot = _find_slot(control, descriptors, headers, slots, mutex, head, image)
                         if slot < 0:
-                            _tell(control, untold, scratch)
-                            untold = 0
                             if control[STOP] != 0:
                                 return STOPPED
+                            if _claim(control, mutex):
+                                return DELIVER
                             control[WAITS] += 1
                             _pause(scratch)
                     control[SLOT] = slot
                     if slots[slot, SLOT_SIZE] < total:
                         control[NEED], control[NEED_SLOT] = total, slot
-                        _tell(control, untold, scratch)
                         return NEED_BUFFER
                     control[NEED] = 0
                     control[ADDRESS] = slots[slot, SLOT_ADDRESS]
@@ -450,47 +428,48 @@ def receive_kernel(
                     stated = (stated << np.uint64(8)) | np.uint64(head[50 + b])
                 if stated != np.uint64(control[CRC]):
                     control[FOUND_CRC] = control[CRC]
-                    _tell(control, untold, scratch)
                     return BAD_CRC
-                words[LENGTH], words[ARRIVAL_NS] = control[TOTAL], _now_ns(scratch)
-                if control[SLOT] < 0:
-                    words[KIND] = SMALL
-                    words[WHERE] = (control[RING_END] - control[TOTAL]) % ring_size
-                    words[FREE_TO] = control[RING_END]
-                else:
-                    words[KIND], words[WHERE], words[FREE_TO] = LARGE, control[SLOT], 0
-                    for t in range(type_names.shape[0]):
-                        if type_limits[t, 1] == 1 and _matches(head, type_names[t]):
-                            words[FREE_TO] = 1
-                    # Before it is put: who takes it finds the slot waiting.
-                    slots[control[SLOT], SLOT_DESCRIPTOR] = control[HEAD]
-                    slots[control[SLOT], SLOT_STATE] = WAITING
-                untold = _put(control, descriptors, headers, mutex, head, words, untold, scratch)
-                if untold < 0:
-                    return STOPPED
+                control[DONE_NS] = _now_ns(scratch)
                 control[RECEIVED] += 1
-                control[PHASE], control[HAVE], control[BEGAN_NS] = IN_HEADER, 0, control[LAST_NS]
-            else:  # SKIPPING
+                control[PHASE] = WHOLE
+            elif phase == SKIPPING:
                 step = min(control[LEFT], there)
                 control[LEFT] -= step
                 control[STAGE_AT] += step
                 if control[LEFT] > 0:
                     break
-                words[KIND], words[WHERE], words[LENGTH], words[FREE_TO] = PASSED_OVER, 0, HEADER_BYTES, 0
-                words[ARRIVAL_NS] = _now_ns(scratch)
-                untold = _put(control, descriptors, headers, mutex, head, words, untold, scratch)
-                if untold < 0:
-                    return STOPPED
+                control[DONE_NS] = _now_ns(scratch)
+                control[PHASE] = PASSED
+            else:  # WHOLE or PASSED: put it
+                words[ARRIVAL_NS] = control[DONE_NS]
+                if phase == PASSED:
+                    words[KIND], words[WHERE], words[LENGTH], words[FREE_TO] = PASSED_OVER, 0, HEADER_BYTES, 0
+                elif control[SLOT] < 0:
+                    words[KIND], words[LENGTH] = SMALL, control[TOTAL]
+                    words[WHERE] = (control[RING_END] - control[TOTAL]) % ring_size
+                    words[FREE_TO] = control[RING_END]
+                else:
+                    words[KIND], words[LENGTH], words[WHERE] = LARGE, control[TOTAL], control[SLOT]
+                    words[FREE_TO] = 1 if _is_image(head, type_names, type_limits) else 0
+                    # Before it is put: who takes it finds the slot waiting.
+                    slots[control[SLOT], SLOT_DESCRIPTOR] = control[HEAD]
+                    slots[control[SLOT], SLOT_STATE] = WAITING
+                while not _put(control, descriptors, headers, mutex, head, words):
+                    if control[STOP] != 0:
+                        return STOPPED
+                    if _claim(control, mutex):
+                        return DELIVER
+                    control[WAITS] += 1
+                    _pause(scratch)
                 control[PHASE], control[HAVE], control[BEGAN_NS] = IN_HEADER, 0, control[LAST_NS]
-        _tell(control, untold, scratch)
-        untold = 0
+        if _claim(control, mutex):
+            return DELIVER
         # ------------------------------------------------------------------------------------------- and receive
         if control[STOP] != 0:
             return STOPPED
+        fd = np.int32(control[SOCKET])
         # Re-armed for each read: cures 40 ms pauses of senders that leave Nagle's algorithm on.
-        _setsockopt(
-            np.int32(fd), np.int32(_IPPROTO_TCP), np.int32(_TCP_QUICKACK), np.uint64(one.ctypes.data), np.uint32(4)
-        )
+        _setsockopt(fd, np.int32(_IPPROTO_TCP), np.int32(_TCP_QUICKACK), np.uint64(one.ctypes.data), np.uint32(4))
         direct = control[PHASE] == IN_BODY and control[TOTAL] - control[HAVE] > staging.shape[0]
         if direct:
             # Straight into its place, and never beyond this message.
@@ -498,7 +477,7 @@ def receive_kernel(
             room = min(control[TOTAL] - control[HAVE], np.int64(_PIECE_BYTES))
         else:
             address, room = staging_address, np.int64(staging.shape[0])
-        count = _recv(np.int32(fd), address, np.uint64(room), np.int32(0))
+        count = _recv(fd, address, np.uint64(room), np.int32(0))
         if count < 0:
             code = carray(_pointer(_errno_location()), (1,), np.int32)[0]
             if code != _EAGAIN and code != _EINTR:
@@ -532,22 +511,97 @@ def receive_kernel(
 
 
 @njit(nogil=True, cache=True)
-def post_kernel(control: Any, descriptors: Any, headers: Any, mutex: Any, words: Any, scratch: Any) -> Any:
-    """Put a note (kind NOTE) in the order of the messages and wake the taking thread; False when told to stop."""
-    head = np.zeros(HEADER_BYTES, np.uint8)
-    untold = _put(control, descriptors, headers, mutex, head, words, 0, scratch)
-    _tell(control, untold, scratch)
-    return untold >= 0
+def receive_kernel(
+    leads: Any,
+    control: Any,
+    head: Any,
+    staging: Any,
+    ring: Any,
+    descriptors: Any,
+    headers: Any,
+    slots: Any,
+    mutex: Any,
+    lead: Any,
+    type_names: Any,
+    type_limits: Any,
+    tables: Any,
+    scratch: Any,
+) -> Any:
+    """Wait for the lead, then receive until something happens that Python has to do.
+
+    Parameters
+    ----------
+    leads : bool
+        The calling thread has the lead already (it was kept by the last call).
+    control : (32,) int64
+        Control words and the state of framing. Its socket is a blocking one with a receive time-out (about 0.1 s),
+        after which limits and the stop flag are looked at.
+    head : (80,) uint8
+        The header being received (after BAD_* the one concerned), and from 64 on its type without padding.
+    staging : (m,) uint8
+        Where small pieces are received.
+    ring : (r,) uint8
+        At least twice the largest small message.
+    descriptors, headers : (d, 8) int64, (d, 64) uint8
+    slots : (s, 4) int64
+        Address, size, state, descriptor.
+    mutex, lead : (8,) uint64
+        A ``pthread_mutex_t`` each, all zero when made: over the memory, and of the lead.
+    type_names, type_limits : (t, 12) uint8, (t, 2) int64
+        Types with a size limit of their own: limit, and 1 where a newer message replaces an older one (images).
+    tables : (24, 256) uint64
+        Of the CRC.
+    scratch : (4,) int64
+        Used by the leader only.
+
+    Returns
+    -------
+    int64
+        DELIVER: this thread now delivers, and the lead was given up. In all other cases it is kept (`resign_kernel`):
+        STOPPED, NO_CONNECTION, PEER_CLOSED, RECEIVE_FAILED (errno in ``scratch[3]``), BAD_HEADER, BAD_SIZE, BAD_CRC,
+        NEED_BUFFER (call again once the slot has it), SILENT, STALLED.
+    """
+    if not leads:
+        _lock(np.uint64(lead.ctypes.data))
+    if control[STOP] != 0:
+        return STOPPED
+    if control[SOCKET] < 0:
+        return NO_CONNECTION
+    code = _lead(
+        control, head, staging, ring, descriptors, headers, slots, mutex, type_names, type_limits, tables, scratch
+    )
+    if code == DELIVER:
+        _unlock(np.uint64(lead.ctypes.data))
+    return code
+
+
+@njit(cache=True)
+def resign_kernel(lead: Any) -> Any:
+    """Give up the lead; by the thread that has it."""
+    _unlock(np.uint64(lead.ctypes.data))
+
+
+@njit(cache=True)
+def claim_kernel(control: Any, mutex: Any) -> Any:
+    """Become the one who delivers, if something is there and nobody does."""
+    return _claim(control, mutex)
+
+
+@njit(cache=True)
+def post_kernel(control: Any, descriptors: Any, headers: Any, mutex: Any, words: Any) -> Any:
+    """Put a note (kind NOTE) in the order of the messages; False when there is no room."""
+    return _put(control, descriptors, headers, mutex, np.zeros(HEADER_BYTES, np.uint8), words)
 
 
 @njit(cache=True)
 def take_kernel(
     control: Any, descriptors: Any, headers: Any, slots: Any, mutex: Any, out: Any, header: Any, free: Any
 ) -> Any:
-    """Take the next descriptor into ``out`` (8,) int64 and its header into ``header`` (64,) uint8; False: none.
+    """Take the next descriptor into ``out`` (8,) int64 and its header into ``header`` (64,) uint8.
 
-    ``free``: `FREE_TO` of the small message taken before, whose bytes have been copied; 0: none. The GIL is kept: the
-    mutex is never held longer than it takes to copy a descriptor.
+    False: there is none, and the calling thread delivers no longer. ``free``: `FREE_TO` of the small message taken
+    before, whose bytes have been copied; 0: none. The GIL is kept: the mutex is never held longer than it takes to copy
+    a descriptor.
     """
     address = np.uint64(mutex.ctypes.data)
     _lock(address)
@@ -563,6 +617,8 @@ def take_kernel(
         if out[KIND] == LARGE:
             slots[out[WHERE], SLOT_STATE] = TAKEN
         control[TAIL] += 1
+    else:
+        control[DELIVERING] = 0
     _unlock(address)
     return there
 
@@ -589,11 +645,13 @@ KERNELS: tuple[KernelSpec, ...] = (
         "openigtlink receive",
         receive_kernel,
         (
-            f"int64, {_WORDS}, {_BYTES}, {_BYTES}, {_BYTES}, {_WORDS2}, {_BYTES2}, {_WORDS2}, {_MUTEX}, "
+            f"boolean, {_WORDS}, {_BYTES}, {_BYTES}, {_BYTES}, {_WORDS2}, {_BYTES2}, {_WORDS2}, {_MUTEX}, {_MUTEX}, "
             f"{_NAMES}, {_LIMITS}, {_TABLES}, {_WORDS}",
         ),
     ),
-    KernelSpec("openigtlink post", post_kernel, (f"{_WORDS}, {_WORDS2}, {_BYTES2}, {_MUTEX}, {_WORDS}, {_WORDS}",)),
+    KernelSpec("openigtlink resign", resign_kernel, (_MUTEX,)),
+    KernelSpec("openigtlink claim", claim_kernel, (f"{_WORDS}, {_MUTEX}",)),
+    KernelSpec("openigtlink post", post_kernel, (f"{_WORDS}, {_WORDS2}, {_BYTES2}, {_MUTEX}, {_WORDS}",)),
     KernelSpec(
         "openigtlink take",
         take_kernel,

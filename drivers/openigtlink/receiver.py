@@ -1,8 +1,9 @@
-"""The memory between the thread that receives and the thread that takes, and both their sides of it.
+"""The memory that the two threads of a source share, and what each of them does with it.
 
-`ReceiveRing.receive` runs `receive_kernel` on one connection until it ends; `ReceiveRing.take` hands out what came, in
-order, with the notes (changes of the link) that were posted between. Large messages are handed over in the buffer that
-they were received into, without a copy.
+Both call `ReceiveRing.receive`: one of them leads and is in `receive_kernel` on the socket, the other waits for the
+lead or delivers. Who is told to deliver calls `ReceiveRing.take` until nothing is left. What came is handed out in
+order, with the notes (changes of the link) that the leader posted between. Large messages are handed over in the buffer
+that they were received into, without a copy.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from drivers.openigtlink.crc64 import TABLES
 from drivers.openigtlink.framing import keeps
 from drivers.openigtlink.wire import Limits, PeerGone, WireError, crc_mismatch, parse_header
 
-__all__ = ["IMAGE_TYPES", "Kind", "ReceiveRing", "Taken", "compile_kernels"]
+__all__ = ["IMAGE_TYPES", "Kind", "Outcome", "ReceiveRing", "Taken", "compile_kernels"]
 
 #: Types of which the newest message replaces those that wait.
 IMAGE_TYPES = ("IMAGE", "VIDEO")
@@ -46,6 +47,17 @@ class Kind(Enum):
     #: A message too large to keep, of a type that is not decoded; only its header is left.
     SKIPPED = "skipped"
     NOTE = "note"
+
+
+class Outcome(Enum):
+    """Why `ReceiveRing.receive` came back."""
+
+    #: Messages wait, and this thread delivers them; it has given up the lead.
+    DELIVER = "deliver"
+    #: This thread leads, and there is no connection.
+    NO_CONNECTION = "no connection"
+    #: This thread leads, and the ring was told to stop.
+    STOPPED = "stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,45 +157,28 @@ class ReceiveRing:
         self._headers = np.zeros((descriptors, 64), np.uint8)
         self._slots = np.zeros((slots, 4), np.int64)
         self._mutex = np.zeros(8, np.uint64)
+        self._lead = np.zeros(8, np.uint64)
         self._names, self._type_limits = _type_table(self.limits)
         self._scratch = np.zeros(4, np.int64)
         self._pool = _Buffers()
         self._buffers: list[NDArray[np.uint8] | None] = [None] * slots
         self._notes: dict[int, object] = {}
         self._note_number = 0
-        self._post_scratch = np.zeros(4, np.int64)
-        self._post_lock = threading.Lock()
         self._out = np.zeros(k.DESCRIPTOR_WORDS, np.int64)
         self._out_header = np.zeros(64, np.uint8)
         self._free_to = 0
-        self._event = os.eventfd(0)
-        self._control[k.EVENT_FD] = self._event
+        self._control[k.SOCKET] = -1
         self._control[k.KEPT], self._control[k.SKIPPED] = self.limits.kept, self.limits.skipped
 
-    def close(self) -> None:
-        """Give the event back; only once neither thread uses the ring any more."""
-        if self._event >= 0:
-            os.close(self._event)
-            self._event = -1
+    # --------------------------------------------------------------------------------------------------- any thread
 
-    # -------------------------------------------------------------------------------------------- receiving thread
-
-    def receive(self, fd: int, *, silent_ns: int = 0, stall_ns: int = 0) -> None:
-        """Receive from one new connection until it ends; holds no GIL.
+    def receive(self, leads: bool) -> Outcome:
+        """Wait for the lead, then receive until there is something to do. Holds no GIL meanwhile.
 
         Parameters
         ----------
-        fd : int
-            A blocking socket with a receive time-out of about 0.1 s (``SO_RCVTIMEO``).
-        silent_ns : int
-            Give up when nothing at all came for this long; 0: never.
-        stall_ns : int
-            Give up when a message is not complete this long (and a second per megabyte) after its first byte; 0: never.
-
-        Returns
-        -------
-        None
-            Only when told to stop.
+        leads : bool
+            This thread has the lead already: after every outcome but DELIVER, and after every error.
 
         Raises
         ------
@@ -195,19 +190,66 @@ class ReceiveRing:
             The connection was reset.
         """
         control = self._control
-        self._begin_connection()
-        control[k.SILENT_NS], control[k.STALL_NS] = silent_ns, stall_ns
         while True:
             code = k.receive_kernel(
-                fd, control, self._head, self._staging, self._ring, self._descriptors, self._headers, self._slots,
-                self._mutex, self._names, self._type_limits, TABLES, self._scratch,
+                leads, control, self._head, self._staging, self._ring, self._descriptors, self._headers, self._slots,
+                self._mutex, self._lead, self._names, self._type_limits, TABLES, self._scratch,
             )  # fmt: skip
+            if code == k.DELIVER:
+                return Outcome.DELIVER
+            leads = True
             if code == k.NEED_BUFFER:
                 self._provide(int(control[k.NEED_SLOT]), int(control[k.NEED]))
+            elif code == k.NO_CONNECTION:
+                return Outcome.NO_CONNECTION
             elif code == k.STOPPED:
-                return
+                return Outcome.STOPPED
             else:
                 self._raise(code)
+
+    def stop(self) -> None:
+        """Let `receive` return soon (shut the socket down too, to wake it at once)."""
+        self._control[k.STOP] = 1
+
+    def claim(self) -> bool:
+        """Become the one who delivers, if something waits and nobody does."""
+        return bool(k.claim_kernel(self._control, self._mutex))
+
+    # ------------------------------------------------------------------------------------------- the thread in the lead
+
+    def open(self, fd: int, *, silent_ns: int = 0, stall_ns: int = 0) -> None:
+        """Receive from a new connection from now on.
+
+        Parameters
+        ----------
+        fd : int
+            A blocking socket with a receive time-out of about 0.1 s (``SO_RCVTIMEO``).
+        silent_ns : int
+            Give up when nothing at all came for this long; 0: never.
+        stall_ns : int
+            Give up when a message is not complete this long (and a second per megabyte) after its first byte; 0: never.
+        """
+        self._begin_connection()
+        self._control[k.SILENT_NS], self._control[k.STALL_NS] = silent_ns, stall_ns
+        self._control[k.SOCKET] = fd
+
+    def shut(self) -> None:
+        """The connection has ended."""
+        self._control[k.SOCKET] = -1
+
+    def resign(self) -> None:
+        """Give up the lead."""
+        k.resign_kernel(self._lead)
+
+    def post(self, note: object, at_ns: int) -> bool:
+        """Put a note behind the messages received so far; False when there is no room (then deliver, and try again)."""
+        self._note_number += 1
+        self._notes[self._note_number] = note
+        words = np.array([k.NOTE, self._note_number, 0, at_ns, 0], np.int64)
+        if k.post_kernel(self._control, self._descriptors, self._headers, self._mutex, words):
+            return True
+        del self._notes[self._note_number]
+        return False
 
     def _begin_connection(self) -> None:
         """Forget the message that the last connection left unfinished, and give back its room."""
@@ -277,31 +319,10 @@ class ReceiveRing:
         """Times that the socket was not read for a millisecond because nobody took what was there."""
         return int(self._control[k.WAITS])
 
-    # --------------------------------------------------------------------------------------------------- any thread
-
-    def post(self, note: object, at_ns: int) -> None:
-        """Put a note behind the messages received so far; waits while the ring is full."""
-        with self._post_lock:
-            self._note_number += 1
-            self._notes[self._note_number] = note
-            words = np.array([k.NOTE, self._note_number, 0, at_ns, 0], np.int64)
-            while not k.post_kernel(
-                self._control, self._descriptors, self._headers, self._mutex, words, self._post_scratch
-            ):
-                time.sleep(0.001)  # told to stop, and full: what was received before is still being taken
-
-    def stop(self) -> None:
-        """Let `receive` return soon (shut the socket down too, to wake it at once)."""
-        self._control[k.STOP] = 1
-
-    # ------------------------------------------------------------------------------------------------ taking thread
-
-    def wait(self) -> int:
-        """Sleep until something was put; returns how many entries to `take` before the next `wait`."""
-        return os.eventfd_read(self._event)
+    # ----------------------------------------------------------------------------------------- the thread that delivers
 
     def take(self) -> Taken | None:
-        """The next entry; None when there is none."""
+        """The next entry; None when there is none left, and this thread delivers no longer."""
         out = self._out
         there = k.take_kernel(
             self._control, self._descriptors, self._headers, self._slots, self._mutex, out, self._out_header,

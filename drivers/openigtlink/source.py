@@ -1,16 +1,18 @@
 """A source that receives from one OpenIGTLink server.
 
-Two threads. The *receiving* thread connects, says what this program wants from the server, and then stays in the
-receive kernel (`drivers.openigtlink.receiver`), where no other Python work can delay it, until the connection ends. It
-never resumes a stream that is out of step: after any framing error, stall or end it closes the socket and opens a new
-one, with back-off. The *delivering* thread takes what came, decodes it and hands it over, in order. Whether data are
-fresh is judged by whoever consumes them; the source only says what happened to the link.
+Two threads that change places (`drivers.openigtlink.receiver`): the *leader* connects, says what this program wants
+from the server, and stays in the receive kernel, where no other Python work can delay it; when messages are complete it
+hands the socket to the other thread and delivers them itself. A stream that is out of step is never resumed: after any
+framing error, stall or end the socket is closed and a new one opened, with back-off. Whether data are fresh is judged
+by whoever consumes them; the source only says what happened to the link.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import logging
+import math
 import socket
 import struct
 import threading
@@ -19,14 +21,16 @@ from collections import Counter
 from dataclasses import dataclass
 
 from drivers.openigtlink.codec import decode
-from drivers.openigtlink.receiver import Kind, ReceiveRing, Taken, compile_kernels
+from drivers.openigtlink.receiver import Kind, Outcome, ReceiveRing, Taken, compile_kernels
 from drivers.openigtlink.requests import opening_messages
 from drivers.openigtlink.wire import Limits, PeerGone, WireError, parse_header
 from nav.config.room import SourceConfig
 from nav.runtime.clock import Clock, SystemClock
-from nav.runtime.messages import LinkMessage, LinkState, MessageSink
+from nav.runtime.messages import LinkMessage, LinkState, Message, MessageSink
 
 __all__ = ["IgtlSource", "SourceStatistics", "backoff_s", "make_source"]
+
+_LOG = logging.getLogger(__name__)
 
 #: Waits between attempts: at once after a loss (a restarted server must be back within a second), then longer.
 _WAITS_S = (0.05, 0.25, 0.5, 1.0, 2.0, 5.0)
@@ -72,11 +76,6 @@ class SourceStatistics:
 class _Link:
     state: LinkState
     detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    """The last entry: the delivering thread ends with it."""
 
 
 def backoff_s(failures: int, *, nobody: bool = False, asked_s: float = 0.0) -> float:
@@ -140,6 +139,12 @@ class IgtlSource:
         self._socket: socket.socket | None = None
         self._socket_lock = threading.Lock()
         self._send_lock = threading.Lock()
+        # Of the leader: the wait before the next attempt (None: it is the first; infinite: until asked), failures in
+        # a row, what was said of them, since when it is connected.
+        self._wait_s: float | None = None
+        self._failures = 0
+        self._told = ""
+        self._began_ns = 0
 
     def start(self, sink: MessageSink) -> None:
         """Begin to connect and read; returns at once.
@@ -154,10 +159,11 @@ class IgtlSource:
         compile_kernels()
         self._stop.clear()
         self._again.clear()
+        self._wait_s, self._failures, self._told = None, 0, ""
         self._ring = ring = ReceiveRing(self._limits)
         self._threads = [
-            threading.Thread(target=self._deliver, args=(ring, sink), name=f"igtl-{self.name}-deliver", daemon=True),
-            threading.Thread(target=self._run, args=(ring,), name=f"igtl-{self.name}", daemon=True),
+            threading.Thread(target=self._work, args=(ring, sink), name=f"igtl-{self.name}-{n}", daemon=True)
+            for n in range(2)
         ]
         for thread in self._threads:
             thread.start()
@@ -175,14 +181,13 @@ class IgtlSource:
                 with contextlib.suppress(OSError):
                     self._socket.shutdown(socket.SHUT_RDWR)  # wakes the blocked read
         end_ns = time.monotonic_ns() + 2_000_000_000
-        for thread in self._threads[::-1]:  # the receiving thread first; it says when the other may end
+        for thread in self._threads:
             if thread is threading.current_thread():
                 continue
             thread.join(max(0.0, (end_ns - time.monotonic_ns()) * 1e-9))
             if thread.is_alive():
                 raise RuntimeError(f"source {self.name}: its thread {thread.name} did not stop within 2 s")
         self._waits += ring.waits
-        ring.close()
         self._ring, self._threads = None, []
 
     def reconnect(self) -> None:
@@ -222,43 +227,64 @@ class IgtlSource:
             self._waits + (ring.waits if ring is not None else 0),
         )
 
-    # ---------------------------------------------------------------------------------------- the receiving thread
+    # ------------------------------------------------------------------------------------------------- the threads
 
-    def _run(self, ring: ReceiveRing) -> None:
-        try:
-            self._keep_connected(ring)
-        finally:
-            ring.post(_End(), self._clock.now_ns())
-
-    def _keep_connected(self, ring: ReceiveRing) -> None:
-        failures, told = 0, ""
-        self._link(ring, LinkState.CONNECTING, f"connecting to {self.config.host}:{self.config.port}")
-        while not self._stop.is_set():
-            nobody, began_ns = False, time.monotonic_ns()
-            self._again.clear()
+    def _work(self, ring: ReceiveRing, sink: MessageSink) -> None:
+        leads = False
+        while True:
             try:
-                sock = self._connect()
-            except OSError as error:
-                nobody = error.errno in _NOBODY or isinstance(error, TimeoutError)
-                why = f"cannot connect to {self.config.host}:{self.config.port}: {error.strerror or error}"
-                if why != told:  # once per reason, not once per attempt
-                    self._link(ring, LinkState.FAILED, f"{why}; retrying")
-                    told = why
-                failures += 1
+                outcome = ring.receive(leads)
+            except (PeerGone, WireError, OSError) as error:
+                leads = True
+                self._lost(ring, sink, error)
+                continue
+            leads = outcome is not Outcome.DELIVER
+            if outcome is Outcome.DELIVER:
+                self._deliver(ring, sink)
+            elif outcome is Outcome.NO_CONNECTION:
+                self._seek(ring, sink)
             else:
-                told = ""
-                worked = self._converse(sock, ring)
-                failures = 0 if worked else failures + 1
-                if not self.config.reconnect:
-                    self._again.clear()
-                    if not self._stop.is_set():
-                        self._again.wait()
-                    if not self._stop.is_set():
-                        self._link(ring, LinkState.CONNECTING, f"connecting to {self.config.host}:{self.config.port}")
-                    continue
-            if not self._stop.is_set():
-                asked_s = (time.monotonic_ns() - began_ns) * 1e-9
-                self._again.wait(backoff_s(failures, nobody=nobody, asked_s=asked_s))
+                break
+        self._close()
+        if ring.claim():
+            self._deliver(ring, sink)
+        ring.resign()
+
+    # ------------------------------------------------------------------------------------------------- leading
+
+    def _seek(self, ring: ReceiveRing, sink: MessageSink) -> None:
+        """One attempt to connect, after the wait that is due."""
+        place = f"{self.config.host}:{self.config.port}"
+        wait_s, self._wait_s = self._wait_s, 0.0
+        if wait_s is not None:
+            self._again.wait(None if math.isinf(wait_s) else wait_s)
+        self._again.clear()
+        if self._stop.is_set():
+            return
+        if wait_s is None or math.isinf(wait_s):
+            self._link(ring, sink, LinkState.CONNECTING, f"connecting to {place}")
+        began_ns = time.monotonic_ns()
+        try:
+            sock = self._connect()
+        except OSError as error:
+            nobody = error.errno in _NOBODY or isinstance(error, TimeoutError)
+            why = f"cannot connect to {place}: {error.strerror or error}"
+            if why != self._told:  # once per reason, not once per attempt
+                self._link(ring, sink, LinkState.FAILED, f"{why}; retrying")
+                self._told = why
+            self._failures += 1
+            asked_s = (time.monotonic_ns() - began_ns) * 1e-9
+            self._wait_s = backoff_s(self._failures, nobody=nobody, asked_s=asked_s)
+            return
+        self._told = ""
+        self.connections += 1
+        self._began_ns = self._clock.now_ns()
+        with self._socket_lock:
+            self._socket = sock
+        self._link(ring, sink, LinkState.CONNECTED, f"connected to {place}")
+        # A server that sends on change only may rightly be silent; for it the kernel's keep-alive has to do.
+        silent_s = 0.0 if any(t.hold_last for t in self.config.tools) else self.config.reopen_after_s
+        ring.open(sock.fileno(), silent_ns=int(silent_s * 1e9), stall_ns=int(_STALL_S * 1e9))
 
     def _connect(self) -> socket.socket:
         sock = socket.create_connection((self.config.host, self.config.port), timeout=_CONNECT_TIMEOUT_S)
@@ -285,65 +311,69 @@ class IgtlSource:
             raise
         return sock
 
-    def _converse(self, sock: socket.socket, ring: ReceiveRing) -> bool:
-        """Receive until the connection ends; True when it had worked."""
-        began_ns = self._clock.now_ns()
-        self.connections += 1
-        # A server that sends on change only may rightly be silent; for it the kernel's keep-alive has to do.
-        silent_s = 0.0 if any(t.hold_last for t in self.config.tools) else self.config.reopen_after_s
-        ended: tuple[LinkState, str] | None = None
-        with sock:
-            with self._socket_lock:
-                self._socket = sock
-            try:
-                self._link(ring, LinkState.CONNECTED, f"connected to {self.config.host}:{self.config.port}")
-                ring.receive(sock.fileno(), silent_ns=int(silent_s * 1e9), stall_ns=int(_STALL_S * 1e9))
-            except PeerGone as gone:
-                ended = LinkState.CLOSED, str(gone)
-            except WireError as error:
-                ended = LinkState.FAILED, f"{error}; the connection is given up"
-            except OSError as error:
-                ended = LinkState.CLOSED, f"connection lost: {error.strerror or error}"
-            finally:
-                with self._socket_lock:
-                    self._socket = None
-        if ended is not None:
-            self._end(ring, *ended)
-        clean = ended is not None and ended[0] is LinkState.CLOSED
-        return (clean and ring.received > 0) or self._clock.now_ns() - began_ns >= _WORKED_S * 1e9
-
-    def _end(self, ring: ReceiveRing, state: LinkState, detail: str) -> None:
+    def _lost(self, ring: ReceiveRing, sink: MessageSink, error: Exception) -> None:
+        """The connection has ended: name it, and say what to wait before the next one."""
+        clean = not isinstance(error, WireError)
+        worked = (clean and ring.received > 0) or self._clock.now_ns() - self._began_ns >= _WORKED_S * 1e9
+        ring.shut()
+        self._close()
+        self._failures = 0 if worked else self._failures + 1
+        self._wait_s = backoff_s(self._failures) if self.config.reconnect else math.inf
+        self._again.clear()  # what was asked for while it was connected
         if self._stop.is_set():
+            self._again.set()  # never wait for what `stop` has said already
             return  # we closed it ourselves
+        if isinstance(error, WireError):
+            detail = f"{error}; the connection is given up"
+        elif isinstance(error, PeerGone):
+            detail = str(error)
+        else:
+            detail = f"connection lost: {getattr(error, 'strerror', None) or error}"
         if not self.config.reconnect:
             detail += "; not reconnected until asked to (reconnect = false)"
-        self._link(ring, state, detail)
+        self._link(ring, sink, LinkState.CLOSED if clean else LinkState.FAILED, detail)
 
-    def _link(self, ring: ReceiveRing, state: LinkState, detail: str) -> None:
-        ring.post(_Link(state, detail), self._clock.now_ns())
+    def _close(self) -> None:
+        with self._socket_lock:
+            sock, self._socket = self._socket, None
+        if sock is not None:
+            sock.close()
 
-    # --------------------------------------------------------------------------------------- the delivering thread
+    def _link(self, ring: ReceiveRing, sink: MessageSink, state: LinkState, detail: str) -> None:
+        """Tell a change of the link, behind all messages received before it."""
+        now_ns = self._clock.now_ns()
+        while not ring.post(_Link(state, detail), now_ns):
+            if not ring.claim():
+                time.sleep(0.001)  # the other thread is delivering
+                continue
+            self._deliver(ring, sink)
+        if ring.claim():
+            self._deliver(ring, sink)
+
+    # ----------------------------------------------------------------------------------------------- delivering
 
     def _deliver(self, ring: ReceiveRing, sink: MessageSink) -> None:
-        while True:
-            for _ in range(ring.wait()):
-                taken = ring.take()
-                assert taken is not None  # it was announced
-                if taken.kind is Kind.MESSAGE:
-                    message = decode(
-                        taken.raw,
-                        source=self.name,
-                        sequence=self._sequence,
-                        arrival_ns=taken.arrival_ns,
-                        options=self.config,
-                    )
-                    self._sequence += 1
-                    self._received += 1
-                    sink.deliver(message, taken.raw)
-                elif isinstance(taken.note, _End):
-                    return
-                else:
-                    self._note(taken, sink)
+        while (taken := ring.take()) is not None:
+            if taken.kind is not Kind.MESSAGE:
+                self._note(taken, sink)
+                continue
+            message = decode(
+                taken.raw,
+                source=self.name,
+                sequence=self._sequence,
+                arrival_ns=taken.arrival_ns,
+                options=self.config,
+            )
+            self._sequence += 1
+            self._received += 1
+            self._hand_over(sink, message, taken.raw)
+
+    def _hand_over(self, sink: MessageSink, message: Message, raw: bytes | memoryview | None) -> None:
+        try:
+            sink.deliver(message, raw)
+        except Exception:
+            # One message that the sink could not take must not end the stream.
+            _LOG.exception("source %s: message %d (%s) could not be handed over", self.name, message.sequence, message)
 
     def _note(self, taken: Taken, sink: MessageSink) -> None:
         if isinstance(taken.note, _Link):
@@ -357,7 +387,7 @@ class IgtlSource:
                 detail=taken.note.detail,
             )
             self._sequence += 1
-            sink.deliver(message, None)
+            self._hand_over(sink, message, None)
             return
         header = parse_header(taken.raw)
         if taken.kind is Kind.DROPPED:

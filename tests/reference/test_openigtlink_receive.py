@@ -7,7 +7,7 @@ import random
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+import time
 
 import numpy as np
 import pytest
@@ -15,7 +15,8 @@ from numba import config as numba_config
 
 from drivers.openigtlink.codec import encode_image, encode_status, encode_transform
 from drivers.openigtlink.framing import Framer
-from drivers.openigtlink.receiver import Kind, ReceiveRing
+from drivers.openigtlink.receive_kernel import DELIVERING, STOP
+from drivers.openigtlink.receiver import Kind, Outcome, ReceiveRing, Taken
 from drivers.openigtlink.wire import Limits, PeerGone, WireError, pack_message
 
 pytestmark = pytest.mark.skipif(
@@ -50,62 +51,84 @@ def by_framer(stream: bytes, limits: Limits = LIMITS) -> tuple[list[bytes], list
 
 
 class Receiving:
-    """A ring at one end of a TCP connection, received into by a thread of its own."""
+    """A ring at one end of a TCP connection: two threads that lead and deliver in turn, as a source has them.
 
-    def __init__(self, ring: ReceiveRing) -> None:
+    Parameters
+    ----------
+    busy : bool
+        Nobody delivers: whoever should is thought to be busy all the time.
+    """
+
+    def __init__(self, ring: ReceiveRing, *, busy: bool = False, **limits: int) -> None:
         self.ring = ring
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.peer = socket.create_connection(listener.getsockname())
             self.sock, _ = listener.accept()
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 50_000))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 20_000))
         self.peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.taken: list[Taken] = []
         self.error = ""
-        self.thread = threading.Thread(target=self._run)
-        self.thread.start()
+        self.ended = threading.Event()
+        ring._control[STOP] = 0
+        ring._control[DELIVERING] = busy
+        ring.open(self.sock.fileno(), **limits)
+        self.threads = [threading.Thread(target=self._run) for _ in range(2)]
+        for thread in self.threads:
+            thread.start()
 
     def _run(self) -> None:
-        try:
-            self.ring.receive(self.sock.fileno())
-        except (WireError, PeerGone, OSError) as problem:
-            self.error = str(problem)
+        while True:
+            try:
+                outcome = self.ring.receive(False)
+            except (WireError, PeerGone, OSError) as problem:
+                self.error = str(problem)
+                break
+            if outcome is not Outcome.DELIVER:
+                break
+            self.drain()
+        self.ring.stop()  # for the other thread, too
+        if self.ring.claim():
+            self.drain()
+        self.ring.resign()
+        self.ended.set()
+
+    def drain(self) -> None:
+        while (entry := self.ring.take()) is not None:
+            self.taken.append(entry)
+
+    def wait(self) -> None:
+        for thread in self.threads:
+            thread.join(10)
+            assert not thread.is_alive()
 
     def end(self) -> None:
         self.ring.stop()
         for sock in (self.peer, self.sock):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-        self.thread.join(5)
+        self.wait()
         self.peer.close()
         self.sock.close()
 
 
 @pytest.fixture
-def ring() -> Iterator[ReceiveRing]:
-    ring = ReceiveRing(LIMITS)
-    yield ring
-    ring.close()
+def ring() -> ReceiveRing:
+    return ReceiveRing(LIMITS)
 
 
 def by_kernel(ring: ReceiveRing, pieces: list[bytes]) -> tuple[list[bytes], list[str], str]:
     receiving = Receiving(ring)
-    taken = []
-    try:
-        with contextlib.suppress(OSError):  # the receiver has given up before the end of the stream
-            for piece in pieces:
-                receiving.peer.sendall(piece)
-        with contextlib.suppress(OSError):
-            receiving.peer.shutdown(socket.SHUT_WR)
-        receiving.thread.join(10)
-        assert not receiving.thread.is_alive()
-        while (entry := ring.take()) is not None:
-            taken.append(entry)
-    finally:
-        receiving.end()
-        ring._control[0] = 0  # the next connection of the test uses the same ring
-    arrivals = [t.arrival_ns for t in taken]
+    with contextlib.suppress(OSError):  # the receiver has given up before the end of the stream
+        for piece in pieces:
+            receiving.peer.sendall(piece)
+    with contextlib.suppress(OSError):
+        receiving.peer.shutdown(socket.SHUT_WR)
+    receiving.wait()
+    receiving.end()
+    arrivals = [t.arrival_ns for t in receiving.taken]
     assert arrivals == sorted(arrivals)
-    messages = [bytes(t.raw) for t in taken if t.kind is Kind.MESSAGE]
-    skipped = [t.raw[2:14].rstrip(b"\0").decode() for t in taken if t.kind is Kind.SKIPPED]
+    messages = [bytes(t.raw) for t in receiving.taken if t.kind is Kind.MESSAGE]
+    skipped = [bytes(t.raw[2:14]).rstrip(b"\0").decode() for t in receiving.taken if t.kind is Kind.SKIPPED]
     return messages, skipped, receiving.error
 
 
@@ -181,24 +204,26 @@ def test_a_damaged_large_body_and_an_unknown_type_beyond_every_limit(ring: Recei
 def test_every_small_message_is_kept_while_nobody_takes_any() -> None:
     """More than the ring holds: the socket waits, and nothing is lost or out of order."""
     ring = ReceiveRing(LIMITS, ring_bytes=1, descriptors=64)
-    receiving = Receiving(ring)
+    receiving = Receiving(ring, busy=True)
     sent = [encode_status("S", text=str(n)) for n in range(5000)]
     sender = threading.Thread(target=lambda: receiving.peer.sendall(b"".join(sent)))
     sender.start()
-    taken: list[bytes] = []
-    try:
-        while ring.waits == 0:
-            pass
-        while len(taken) < len(sent):
-            for _ in range(ring.wait()):
-                entry = ring.take()
-                assert entry is not None
-                taken.append(bytes(entry.raw))
-    finally:
-        receiving.end()
-        sender.join(5)
-        ring.close()
-    assert taken == sent
+    while ring.waits == 0:
+        time.sleep(0.001)
+    receiving.drain()  # whoever was busy is done; from here on the threads deliver
+    sender.join(5)
+    receiving.peer.shutdown(socket.SHUT_WR)
+    receiving.wait()
+    receiving.end()
+    assert [bytes(t.raw) for t in receiving.taken] == sent
+
+
+@pytest.mark.parametrize("what", ["descriptors", "bytes", "slots"])
+def test_a_small_ring_is_delivered_when_it_is_full(what: str) -> None:
+    sizes = {"descriptors": {"descriptors": 1}, "bytes": {"ring_bytes": 1}, "slots": {"slots": 1}}[what]
+    body = {"descriptors": 10, "bytes": 60_000, "slots": 100_000}[what]
+    sent = [other(body, f"N{n}") for n in range(40)]
+    assert by_kernel(ReceiveRing(LIMITS, **sizes), [b"".join(sent)])[0] == sent
 
 
 def test_half_messages_of_many_connections_do_not_fill_the_ring() -> None:
@@ -207,7 +232,6 @@ def test_half_messages_of_many_connections_do_not_fill_the_ring() -> None:
     for _ in range(12):
         assert by_kernel(ring, [half])[0] == []
     assert by_kernel(ring, [GOOD[0]])[0] == [GOOD[0]]
-    ring.close()
 
 
 def test_newest_images_stay_and_those_given_up_are_named() -> None:
@@ -219,68 +243,90 @@ def test_newest_images_stay_and_those_given_up_are_named() -> None:
     stream = [fluoro]
     for a, b in zip(ultrasound, poses, strict=True):
         stream += [a, b]
-    receiving = Receiving(ring)
-    try:
-        for raw in stream:
-            receiving.peer.sendall(raw)
-        receiving.peer.shutdown(socket.SHUT_WR)
-        receiving.thread.join(10)
-        taken = [ring.take() for _ in stream]
-        assert ring.take() is None
-    finally:
-        receiving.end()
-        ring.close()
-    kept = [bytes(t.raw) for t in taken if t is not None and t.kind is Kind.MESSAGE]
-    dropped = [bytes(t.raw[14:34]).rstrip(b"\0") for t in taken if t is not None and t.kind is Kind.DROPPED]
+    receiving = Receiving(ring, busy=True)
+    receiving.peer.sendall(b"".join(stream))
+    receiving.peer.shutdown(socket.SHUT_WR)
+    receiving.wait()
+    receiving.drain()
+    receiving.end()
+    kept = [bytes(t.raw) for t in receiving.taken if t.kind is Kind.MESSAGE]
+    dropped = [bytes(t.raw[14:34]).rstrip(b"\0") for t in receiving.taken if t.kind is Kind.DROPPED]
     assert kept == [fluoro, *poses[:4], ultrasound[4], poses[4], ultrasound[5], poses[5]]
     assert dropped == [b"Ultrasound"] * 4
 
 
 def test_a_taken_image_is_not_overwritten_by_those_that_follow(ring: ReceiveRing) -> None:
     receiving = Receiving(ring)
-    sent = [image(300 + n) for n in range(40)]
-    held = []
-    try:
-        for raw in sent:
-            receiving.peer.sendall(raw)
-            for _ in range(ring.wait()):
-                entry = ring.take()
-                assert entry is not None
-                held.append(entry.raw)
-    finally:
-        receiving.end()
-    assert [bytes(raw) for raw in held] == sent
-    assert all(isinstance(raw, memoryview) and raw.readonly for raw in held)
+    sent = [image(300 + n) for n in range(40)] + [image(300, f"Same{n}") for n in range(40)]
+    for n, raw in enumerate(sent):
+        receiving.peer.sendall(raw)
+        end = time.monotonic() + 5
+        while len(receiving.taken) <= n and time.monotonic() < end:
+            time.sleep(0.0005)
+    receiving.end()
+    assert [bytes(t.raw) for t in receiving.taken] == sent
+    assert all(isinstance(t.raw, memoryview) and t.raw.readonly for t in receiving.taken)
 
 
 def test_notes_keep_their_place(ring: ReceiveRing) -> None:
-    ring.post("first", 5)
-    by_kernel_messages = Receiving(ring)
-    by_kernel_messages.peer.sendall(GOOD[0])
-    by_kernel_messages.peer.shutdown(socket.SHUT_WR)
-    by_kernel_messages.thread.join(5)
-    ring.post("last", 9)
-    by_kernel_messages.end()
-    taken = []
-    while (entry := ring.take()) is not None:
-        taken.append(entry.note if entry.kind is Kind.NOTE else bytes(entry.raw))
-    assert taken == ["first", GOOD[0], "last"]
+    assert ring.post("first", 5)
+    receiving = Receiving(ring, busy=True)
+    receiving.peer.sendall(GOOD[0])
+    receiving.peer.shutdown(socket.SHUT_WR)
+    receiving.wait()
+    assert ring.post("last", 9)
+    receiving.drain()
+    receiving.end()
+    assert [t.note or bytes(t.raw) for t in receiving.taken] == ["first", GOOD[0], "last"]
 
 
-def test_silence_and_a_message_that_does_not_get_on(ring: ReceiveRing) -> None:
-    def run(pieces: list[bytes], **limits: int) -> str:
-        listener = socket.create_server(("127.0.0.1", 0))
-        peer = socket.create_connection(listener.getsockname())
-        sock, _ = listener.accept()
-        listener.close()
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 20_000))
-        with peer, sock:
-            for piece in pieces:
-                peer.sendall(piece)
-            with pytest.raises(PeerGone) as gone:
-                ring.receive(sock.fileno(), **limits)
-        return str(gone.value)
+def test_a_note_without_room_is_not_lost() -> None:
+    ring = ReceiveRing(LIMITS, descriptors=2)
+    assert ring.post(1, 0)
+    assert ring.post(2, 0)
+    assert not ring.post(3, 0)
+    assert ring.claim()
+    assert not ring.claim()
+    first, second = ring.take(), ring.take()
+    assert ring.take() is None
+    assert first is not None
+    assert second is not None
+    assert (first.note, second.note) == (1, 2)
+    assert not ring.claim()
+    assert ring.post(3, 0)
 
-    assert "nothing received for 0." in run([GOOD[0]], silent_ns=150_000_000)
-    assert "not complete after 0." in run([GOOD[0], GOOD[0][:70]], stall_ns=150_000_000)
-    assert "not complete after 0." in run([GOOD[0][:7]], stall_ns=150_000_000)
+
+@pytest.mark.parametrize(
+    ("pieces", "limits", "text"),
+    [
+        ([GOOD[0]], {"silent_ns": 150_000_000}, "nothing received for 0."),
+        ([GOOD[0], GOOD[0][:70]], {"stall_ns": 150_000_000}, "not complete after 0."),
+        ([GOOD[0][:7]], {"stall_ns": 150_000_000}, "not complete after 0."),
+        ([other(250_000)[:200_000]], {"stall_ns": 50_000_000}, "not complete after 0."),
+        ([image(300)[:-1]], {"stall_ns": 50_000_000}, "not complete after 0."),
+    ],
+)
+def test_silence_and_a_message_that_does_not_get_on(
+    ring: ReceiveRing, pieces: list[bytes], limits: dict[str, int], text: str
+) -> None:
+    receiving = Receiving(ring, **limits)
+    for piece in pieces:
+        receiving.peer.sendall(piece)
+    receiving.wait()
+    receiving.end()
+    assert text in receiving.error
+
+
+def test_the_other_thread_receives_while_one_delivers(ring: ReceiveRing) -> None:
+    """A delivery that takes its time: what comes meanwhile is stamped when it comes."""
+    receiving = Receiving(ring, busy=True)  # the test delivers
+    sent_ns = []
+    for _ in range(10):
+        sent_ns.append(time.monotonic_ns())
+        receiving.peer.sendall(GOOD[0])
+        time.sleep(0.01)
+    receiving.drain()
+    receiving.end()
+    late_ms = (np.array([t.arrival_ns for t in receiving.taken]) - np.array(sent_ns)) / 1e6
+    assert len(late_ms) == 10
+    assert np.median(late_ms) < 8.0  # usually 0.1; 50 if the stamp waited for the delivery
