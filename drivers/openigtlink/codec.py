@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,11 +32,13 @@ from drivers.openigtlink.contents import (
     VideoContent,
     content_class,
     scalar_number,
-    unpack_message,
+    unpack_content,
 )
 from drivers.openigtlink.image_checks import check_image, image_warnings
+from drivers.openigtlink.video_codecs import VideoDecoders, VideoUnavailableError
 from drivers.openigtlink.wire import (
     DEVICE_NAME_BYTES,
+    HEADER_SIZE,
     ContentError,
     EncodeError,
     MetadataEntry,
@@ -73,6 +76,8 @@ __all__ = [
 #: No tracker measures 100 m; a translation beyond it is damage (or an uninitialised buffer), not a pose.
 FARTHEST_MM = 1e5
 
+_Number = TypeVar("_Number", bound=np.generic)
+
 _LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -80,7 +85,13 @@ _LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def decode(
-    raw: bytes | memoryview, *, source: str, sequence: int, arrival_ns: int, options: SourceConfig | None = None
+    raw: bytes | memoryview,
+    *,
+    source: str,
+    sequence: int,
+    arrival_ns: int,
+    options: SourceConfig | None = None,
+    videos: VideoDecoders | None = None,
 ) -> Message:
     """Decode one whole, CRC-checked message.
 
@@ -92,6 +103,8 @@ def decode(
         Passed through to the message.
     options : SourceConfig or None
         Device-name mapping and the per-source overrides; None: names as on the wire, no overrides.
+    videos : VideoDecoders or None
+        What the frames of VIDEO before this one have left; None: only frames that stand alone are decoded.
 
     Returns
     -------
@@ -106,9 +119,11 @@ def decode(
     message: WireMessage | None = None
     try:
         message = parse_message(raw)
-        return _interpret(message, source, sequence, arrival_ns, options)
-    except ContentError as error:
+        return _interpret(message, source, sequence, arrival_ns, options, videos)
+    except (ContentError, VideoUnavailableError) as error:
         header = parse_header(raw)
+        if message is not None and isinstance(error, ContentError):
+            error = error.moved(message.content_offset - HEADER_SIZE)
         return UnusedMessage(
             source,
             sequence,
@@ -122,9 +137,14 @@ def decode(
 
 
 def _interpret(
-    message: WireMessage, source: str, sequence: int, arrival_ns: int, options: SourceConfig | None
+    message: WireMessage,
+    source: str,
+    sequence: int,
+    arrival_ns: int,
+    options: SourceConfig | None,
+    videos: VideoDecoders | None,
 ) -> Message:
-    content = unpack_message(message)
+    content = unpack_content(message.type_name, message.content)
     device, stamp, metadata = message.device, message.sender_ns, message.metadata
     common = (source, sequence, arrival_ns, device, stamp, metadata)
     match content:
@@ -145,6 +165,10 @@ def _interpret(
         case ImageContent():
             findings = image_warnings(check_image(content, device, options, _stream_of(device, options)))
             return ImageMessage(*common, *_image(content, device, options), findings)
+        case VideoContent():
+            picture = (videos or VideoDecoders()).picture(content, device)
+            matrix = _mm_from_index(content, options, needed=_placed(device, options))
+            return ImageMessage(*common, _frozen(picture[np.newaxis]), matrix, content.offset)
         case StatusContent():
             return StatusMessage(*common, content.code, content.subcode, content.error_name, content.text)
         case StringContent(text=text):
@@ -266,13 +290,17 @@ def _image(
     content: ImageContent, device: str, options: SourceConfig | None
 ) -> tuple[NDArray[np.generic], NDArray[np.float64], tuple[int, int, int]]:
     """Voxels in native byte order, the RAS matrix of voxel centres, the index of the first voxel in the whole image."""
-    stream = _stream_of(device, options)
-    header_places_it = stream is None or stream.placed_by == "header"
     return (
         _voxels(content, options),
-        _mm_from_index(content, options, needed=header_places_it),
+        _mm_from_index(content, options, needed=_placed(device, options)),
         content.offset,
     )
+
+
+def _placed(device: str, options: SourceConfig | None) -> bool:
+    """Whether the image's own header places it (and not a calibration)."""
+    stream = _stream_of(device, options)
+    return stream is None or stream.placed_by == "header"
 
 
 def _voxels(content: ImageContent, options: SourceConfig | None) -> NDArray[np.generic]:
@@ -283,7 +311,7 @@ def _voxels(content: ImageContent, options: SourceConfig | None) -> NDArray[np.g
         if big is None:
             raise ContentError(
                 "IMAGE byte order",
-                offset=62,
+                offset=HEADER_SIZE + 4,
                 value=content.endian,
                 limit="1 (big) or 2 (little); or set endian_override",
             )
@@ -297,7 +325,9 @@ def _voxels(content: ImageContent, options: SourceConfig | None) -> NDArray[np.g
     return array
 
 
-def _mm_from_index(content: ImageContent, options: SourceConfig | None, *, needed: bool) -> NDArray[np.float64]:
+def _mm_from_index(
+    content: ImageContent | VideoContent, options: SourceConfig | None, *, needed: bool
+) -> NDArray[np.float64]:
     """(4, 4) from (i, j, k, 1) of the array to RAS-like mm.
 
     ``needed`` False: a calibration places this image, so a header that cannot place it gives the identity instead of
@@ -317,8 +347,8 @@ def _mm_from_index(content: ImageContent, options: SourceConfig | None, *, neede
     if not volume > 1e-12:
         if needed:
             raise ContentError(
-                "IMAGE axes and position",
-                offset=70,
+                f"{content.type_name} axes and position",
+                offset=HEADER_SIZE + (12 if isinstance(content, ImageContent) else 16),
                 value=np.column_stack([content.axes, content.position]).tolist(),
                 limit="finite, three independent steps",
             )
@@ -334,17 +364,17 @@ def _mm_from_index(content: ImageContent, options: SourceConfig | None, *, neede
         m = _LPS_RAS @ m
     elif coordinate != 1 and needed:
         raise ContentError(
-            "IMAGE coordinate system",
-            offset=63,
+            f"{content.type_name} coordinate system",
+            offset=HEADER_SIZE + (5 if isinstance(content, ImageContent) else 9),
             value=content.coordinate,
             limit="1 (RAS) or 2 (LPS); set coordinate_override",
         )
     return _frozen(m)
 
 
-def _frozen(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    matrix.setflags(write=False)
-    return matrix
+def _frozen(array: NDArray[_Number]) -> NDArray[_Number]:
+    array.setflags(write=False)
+    return array
 
 
 # ---------------------------------------------------------------------------------------------------------- encoding

@@ -13,7 +13,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -161,6 +161,7 @@ def _content_as_json(content: Content, depth: int = 0) -> dict[str, Any]:
 
 def _fields_as_json(thing: Any, depth: int) -> dict[str, Any]:
     out: dict[str, Any] = {}
+    kind: Any = type(thing)
     for one in dataclasses.fields(thing):
         value = getattr(thing, one.name)
         if isinstance(value, str):
@@ -168,7 +169,7 @@ def _fields_as_json(thing: Any, depth: int) -> dict[str, Any]:
         elif isinstance(thing, BindChild) and one.name == "content":
             out["content"] = _child_as_json(thing, depth)
         elif isinstance(value, np.ndarray):
-            out[one.name] = _array_as_json(value, _only_dtype(_hints(type(thing))[one.name]))
+            out[one.name] = _array_as_json(value, _only_dtype(_hints(kind)[one.name]))
         else:
             out[one.name] = _value_as_json(value, depth)
     return out
@@ -381,7 +382,7 @@ def _numbers(path: str, values: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 @functools.cache
-def _hints(kind: Hashable) -> dict[str, Any]:
+def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
