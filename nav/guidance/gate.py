@@ -123,7 +123,7 @@ _STREAM_TEXT = {
     "waiting": ("stream_waiting", "{name}: nothing received yet. Check that its source runs and sends {name}"),
     "stale": ("stream_stale", "{name}: data {age:.0f} ms old. Hold still; check the connection if it stays"),
     "lost": ("tool_lost", "{name} lost for {age:.0f} ms. Clear the line of sight"),
-    "link_lost": ("link_lost", "{name}: connection lost. Check cable and server; it reconnects by itself"),
+    "link_lost": ("link_lost", "{name}: connection lost. Check cable and server; {back}"),
 }
 _IMAGE_LOST = "{name}: no image for {age:.0f} ms. Check the image source"
 
@@ -140,7 +140,7 @@ def _streams(g: GateInputs) -> list[GateReason]:
             text = _IMAGE_LOST
         age = stream.age_ms if math.isfinite(stream.age_ms) else 0.0
         level = _DEGRADED if stream.state == "stale" or stream.name not in g.required else _BLANK
-        message = text.format(name=stream.name, age=age)
+        message = text.format(name=stream.name, age=age, back=stream.reconnect_text)
         if stream.detail:
             message += f" ({stream.detail})"
         out.append(GateReason(f"{code}:{stream.name}", level, message))

@@ -67,7 +67,7 @@ class StreamHealth:
     ``state`` is one of ``waiting`` (nothing yet), ``live``, ``stale`` (age above the first limit), ``lost`` (the
     tracker says it does not see the tool, or silence although the link speaks), ``link_lost`` (socket closed or
     silent link). ``rejected`` counts poses whose time was not after the one before, ``refused`` those that were no
-    rigid transform or not to be believed.
+    rigid transform or not to be believed. ``reconnects`` is False where a lost connection waits for the operator.
     """
 
     name: str
@@ -86,3 +86,9 @@ class StreamHealth:
     refused: int = 0
     clock: StreamClock | None = None
     findings: tuple[StreamFinding, ...] = ()
+    reconnects: bool = True
+
+    @property
+    def reconnect_text(self) -> str:
+        """How a lost connection comes back, for a person."""
+        return "it reconnects by itself" if self.reconnects else "then press K to connect again"

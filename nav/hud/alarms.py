@@ -81,7 +81,8 @@ def _streams(snapshot: NavigationSnapshot, guiding: bool) -> list[Alarm]:
             if guiding and stream.name in covered:
                 continue
             level = Level.HIGH if guiding else Level.MEDIUM
-            text = f"Tracker link lost ({_why(stream)}). Check the tracker's server and cable; it reconnects by itself."
+            why, back = _why(stream), stream.reconnect_text
+            text = f"Tracker link lost ({why}). Check the tracker's server and cable; {back}."
             found.append(Alarm(f"link_lost:{stream.name}", level, text))
         elif stream.state == "lost" and stream.name not in covered and guiding:
             text = f"{stream.name} lost ({_why(stream)}). Hold still; clear the tracker's line of sight."
@@ -89,7 +90,8 @@ def _streams(snapshot: NavigationSnapshot, guiding: bool) -> list[Alarm]:
     ultrasound = ultrasound_stream(snapshot)
     if ultrasound is not None and ultrasound.name not in covered:
         if ultrasound in links:
-            text = f"Ultrasound link lost ({_why(ultrasound)}). Check the scanner's server; it reconnects by itself."
+            why, back = _why(ultrasound), ultrasound.reconnect_text
+            text = f"Ultrasound link lost ({why}). Check the scanner's server; {back}."
             found.append(Alarm(f"ultrasound:{ultrasound.name}", Level.MEDIUM, text))
         elif ultrasound.state == "lost":
             text = f"Ultrasound lost ({_why(ultrasound)}). Unfreeze the scanner or check its connection."

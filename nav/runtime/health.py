@@ -43,10 +43,18 @@ class StreamMonitor:
         Nominal rate and limits.
     silent_after_ns : int
         No message of any kind on the link for this long: the link is called silent.
+    reconnects : bool
+        False: a lost connection waits for the operator.
     """
 
     def __init__(
-        self, name: str, kind: str, config: ToolStreamConfig | ImageStreamConfig, silent_after_ns: int = 1_000_000_000
+        self,
+        name: str,
+        kind: str,
+        config: ToolStreamConfig | ImageStreamConfig,
+        silent_after_ns: int = 1_000_000_000,
+        *,
+        reconnects: bool = True,
     ) -> None:
         self.name = name
         self.kind = kind
@@ -56,6 +64,7 @@ class StreamMonitor:
         self._lost_ns = round(config.lost_limit_ms * 1e6)
         self._hold_last = isinstance(config, ToolStreamConfig) and config.hold_last
         self._silent_after_ns = silent_after_ns
+        self._reconnects = reconnects
         self._rate_span_ns = max(RATE_SPAN_NS, round(RATE_SPAN_PERIODS * 1e9 / config.nominal_hz))
 
         self._received = 0
@@ -218,6 +227,7 @@ class StreamMonitor:
             refused=self._refused,
             clock=clock,
             findings=(*self._findings(now_ns), *clock_findings),
+            reconnects=self._reconnects,
         )
 
     def _findings(self, now_ns: int) -> list[StreamFinding]:

@@ -111,13 +111,14 @@ class StreamSet:
         for tool in source.tools:
             name = TransformName.parse(tool.transform)
             self.graph.add_moving(PoseBuffer(name, max_gap_ns=round(tool.gap_limit_ms * 1e6), hold_last=tool.hold_last))
-            stream = ToolStream(source.name, tool, name, StreamMonitor(name.wire, "tool", tool, silent_ns))
+            monitor = StreamMonitor(name.wire, "tool", tool, silent_ns, reconnects=source.reconnect)
+            stream = ToolStream(source.name, tool, name, monitor)
             self.tools[name.wire] = stream
             self._timing[name.wire] = _StreamTiming(source.name)
             self._tool_of_device[source.name, tool.device] = stream.monitor
             monitors.append(stream.monitor)
         for image in source.images:
-            monitor = StreamMonitor(image.name, "image", image, silent_ns)
+            monitor = StreamMonitor(image.name, "image", image, silent_ns, reconnects=source.reconnect)
             self.images[(source.name, image.device)] = ImageStream(source.name, image, monitor)
             self._timing[image.name] = _StreamTiming(source.name)
             monitors.append(monitor)

@@ -154,3 +154,12 @@ def test_the_same_trouble_seen_twice_is_told_once() -> None:
 def test_detail_of_a_stream_is_shown() -> None:
     lost = (stream(NEEDLE, "link_lost", detail="connection refused"), *streams()[1:])
     assert "connection refused" in evaluate_gate(replace(GOOD, streams=lost)).reasons[0].text
+
+
+def test_it_is_said_how_a_lost_connection_comes_back() -> None:
+    lost = stream(NEEDLE, "link_lost")
+    texts = []
+    for one in (lost, replace(lost, reconnects=False)):
+        texts.append(evaluate_gate(replace(GOOD, streams=(one, *streams()[1:]))).reasons[0].text)
+    assert "it reconnects by itself" in texts[0]
+    assert "press K to connect again" in texts[1]
