@@ -208,6 +208,22 @@ def test_help_lists_every_action(qtbot: QtBot, window: MainWindow) -> None:
     assert not window.help.isVisible()
 
 
+def test_help_and_the_lamps_under_the_pointer_show_the_streams(
+    qtbot: QtBot, window: MainWindow, session: FakeSession, step: Step
+) -> None:
+    session.current = snapshot()
+    step()
+    qtbot.keyClicks(window, "?")
+    session.now_ns += 200 * MS
+    session.current = snapshot(session.now_ns)
+    step()
+    assert "NeedleToTracker: live, 60 of 60 Hz; no stamps" in window.help.streams.text()
+    assert "ultrasound: live" in window.help.streams.text()
+    assert "NeedleToTracker" in window.lamps.detail_at(QPointF(20.0, 20.0))
+    assert window.lamps.detail_at(QPointF(2.0, 20.0)) == ""
+    assert window.lamps.detail_at(QPointF(window.width() - 5.0, 20.0)) == ""
+
+
 def test_every_action_has_a_handler_and_keys_are_unique(window: MainWindow) -> None:
     keys = [key for action in ACTIONS for key in action.keys]
     assert len(keys) == len(set(keys))

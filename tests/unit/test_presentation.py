@@ -9,6 +9,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
+from nav.guidance.health import StreamClock, StreamFinding
 from nav.guidance.numbers import GateReason, GateState, GateVerdict
 from nav.hud.alarms import worst_by_code
 from nav.hud.bullseye import clamp_to_rim
@@ -16,6 +17,7 @@ from nav.hud.hud_state import Alarm, Freshness, HudState, Lamp, Readout
 from nav.hud.numbers_text import MINUS, Shown, format_value
 from nav.hud.palette import Level
 from nav.hud.presentation import present
+from nav.hud.streams_text import stream_line
 from tests.hud.fakes import (
     ALL_STEPS,
     MS,
@@ -463,3 +465,34 @@ def test_respiration_lamp() -> None:
     )
     assert lamp(present(free, T0), "respiration").level is Level.MEDIUM
     assert lamp(present(snapshot(T0), T0), "respiration").level is Level.OFF
+
+
+# -- streams and their clocks --------------------------------------------------------------------------------------
+
+
+CLOCK = StreamClock(3012.44, 0.0, 9.81, 12.4, 1, 0.3)
+
+
+def test_a_stream_line_tells_the_clock_and_the_losses() -> None:
+    line = stream_line(stream(clock=CLOCK, rejected=3, refused=1, gaps=2))
+    assert line == (
+        "NeedleToTracker: live, 60 of 60 Hz; clock +3012.4 ms, lag 0.0 ms, jitter 9.8 ms, drift +12 ppm, set 1\u00d7, "
+        "late 0 ms; 2 gaps, 0 dropped, 3 out of order, 1 refused"
+    )
+    far = StreamClock(-3_600_000.0, 0.0, 1.0, None, 0, 0.0)
+    assert "clock -3600.0 s" in stream_line(stream(clock=far))
+    assert "drift \u2013" in stream_line(stream(clock=far))
+    assert "no stamps" in stream_line(stream())
+
+
+def test_what_looks_wrong_stands_below_its_stream_and_turns_the_lamp_yellow() -> None:
+    found = StreamFinding("clock_step", "the sender's clock was set", "1 times so far", "never", "Wait")
+    shown = replace(snapshot(), streams=(stream(findings=(found,)), stream("ReferenceToTracker")))
+    state = present(shown, T0)
+    assert lamp(state, "tracker").level is Level.MEDIUM
+    assert "    ! the sender's clock was set (1 times so far; limit: never). Wait" in lamp(state, "tracker").detail
+    assert "ReferenceToTracker: live" in lamp(state, "tracker").detail
+    image = stream("ultrasound", "image", findings=(found,))
+    shown = replace(snapshot(), streams=(stream(), stream("ReferenceToTracker"), image))
+    assert lamp(present(shown, T0), "ultrasound").level is Level.MEDIUM
+    assert lamp(present(shown, T0), "tracker").level is Level.OK
