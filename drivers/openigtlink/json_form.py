@@ -202,7 +202,7 @@ def _array_as_json(array: NDArray[Any], only: np.dtype[Any] | None) -> Any:
     shape = {"dtype": str(array.dtype), "shape": list(array.shape)}
     short = 0 < array.size <= LONGEST_LIST or array.shape == (0,)
     if short and array.dtype.kind != "c" and np.isfinite(array).all():
-        return array.tolist() if array.dtype == only else shape | {"values": array.tolist()}
+        return array.tolist() if only is not None and array.dtype == only else shape | {"values": array.tolist()}
     raw = array.astype(array.dtype.newbyteorder("<"), order="C").tobytes()
     return shape | {"base64": _base64(raw)}
 
