@@ -44,6 +44,8 @@ class Finding:
         ``warning``: numbers or pictures may be wrong. ``note``: worth knowing.
     count : int
         How often it was seen.
+    by_every_item : bool
+        It says something of the sender only when every message of the device has it.
     """
 
     code: str
@@ -54,6 +56,7 @@ class Finding:
     what_to_do: str
     severity: Literal["warning", "note"] = "warning"
     count: int = 1
+    by_every_item: bool = False
 
     def sentence(self) -> str:
         """All of it in one line."""
@@ -87,7 +90,9 @@ def check_image(
 def image_warnings(findings: list[Finding]) -> tuple[StreamFinding, ...]:
     """The warnings among ``findings`` as guidance takes them."""
     return tuple(
-        StreamFinding(f.code, f.text, f.value, f.limit, f.what_to_do) for f in findings if f.severity == "warning"
+        StreamFinding(f.code, f.text, f.value, f.limit, f.what_to_do, f.by_every_item)
+        for f in findings
+        if f.severity == "warning"
     )
 
 
@@ -139,6 +144,7 @@ def _place(content: ImageContent, device: str, options: SourceConfig | None, *, 
                     "0, 0, 0",
                     "the centre of the image in mm",
                     "If its first voxel is at the origin, set origin_is_corner = true; else let the sender place it",
+                    by_every_item=True,
                 )
             )
         return found

@@ -63,6 +63,7 @@ class PlausibilityChecks:
     def __init__(self, options: SourceConfig | None = None) -> None:
         self._options = options
         self._seen: dict[tuple[str, str], Finding] = {}
+        self._images: dict[str, int] = {}
         self._tools: dict[str, _Tool] = {}
         self._stamps: dict[tuple[str, str], StampWatch] = {}
         self._apart_ns: dict[str, int] = {}
@@ -103,6 +104,9 @@ class PlausibilityChecks:
         self._name(message.device, wire)
         self._time(message, wire, utc_minus_local_ns)
         if isinstance(content, ImageContent):
+            images = self._images.get(message.device, 0)
+            if images or len(self._images) < PAIRS:
+                self._images[message.device] = images + 1
             for finding in check_image(content, message.device, self._options, self._image_stream(message.device)):
                 self._add(finding)
         if isinstance(message, PoseMessage):
@@ -134,7 +138,8 @@ class PlausibilityChecks:
 
     def findings(self) -> tuple[Finding, ...]:
         """Everything that has looked wrong so far, warnings first."""
-        found = [*self._seen.values(), *self._tool_findings(), *self._stamp_findings(), *self._clock_findings()]
+        found = [f for f in self._seen.values() if not f.by_every_item or f.count == self._images.get(f.device)]
+        found += [*self._tool_findings(), *self._stamp_findings(), *self._clock_findings()]
         found += self._name_findings()
         found += self._status_findings()
         return tuple(sorted(found, key=lambda f: (f.severity != "warning", f.code, f.device)))

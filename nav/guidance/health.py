@@ -17,6 +17,8 @@ class StreamFinding:
         Stable name, such as ``image_mirrored``.
     seen, value, limit, what_to_do : str
         What was seen, the value, what is usual, and what the person does.
+    by_every_item : bool
+        It says something of the sender only when every item of the stream has it: one item may have it by chance.
     """
 
     code: str
@@ -24,6 +26,7 @@ class StreamFinding:
     value: str
     limit: str
     what_to_do: str
+    by_every_item: bool = False
 
     @property
     def text(self) -> str:

@@ -81,6 +81,7 @@ class StreamMonitor:
         self._held = HeldWatch()
         self._stamps = StampWatch()
         self._image_findings: tuple[StreamFinding, ...] = ()
+        self._on_every: set[str] | None = None  # codes that every image so far has had
         self._server: ServerStatus | None = None
         self._server_withholds = False
         self._lost_status: PoseStatus | None = None
@@ -130,6 +131,10 @@ class StreamMonitor:
         self._repeats.take(content, acquired_ns)
         if self._hold_last:
             self._held.take(arrival_ns)
+        if findings or self._on_every is None or self._on_every:
+            here = {f.code for f in findings if f.by_every_item}
+            self._on_every = here if self._on_every is None else self._on_every & here
+            findings = tuple(f for f in findings if not f.by_every_item or f.code in self._on_every)
         self._image_findings = findings
         self._server_withholds = self._server is not None and self._server.failed
         if self._acquired_ns is None or acquired_ns > self._acquired_ns:

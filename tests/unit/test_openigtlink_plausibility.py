@@ -139,6 +139,12 @@ def test_an_image_without_a_centre() -> None:
     corner_at_origin = encode_image("CT", volume(), np.diag([0.8, 0.8, 2.5, 1.0]), origin_is_corner=True)
     assert image_codes(corner_at_origin) == {"image_without_centre"}
     assert image_codes(corner_at_origin, origin_is_corner=True) == set()
+    talk = Conversation()
+    for _ in range(3):
+        talk.take(corner_at_origin)
+    assert talk.found("image_without_centre").count == 3
+    talk.take(encode_image("CT", volume(), placed()))  # a table that once stood at 0, 0, 0
+    assert talk.codes() == set()
 
 
 def test_a_corner_where_the_centre_belongs_and_the_converse() -> None:

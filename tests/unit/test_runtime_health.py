@@ -9,6 +9,7 @@ import pytest
 
 from nav.config.room import ImageStreamConfig, ToolStreamConfig
 from nav.geometry.poses import PoseStatus
+from nav.guidance.health import StreamFinding
 from nav.runtime.health import StreamMonitor
 from nav.runtime.messages import LinkState
 
@@ -171,3 +172,19 @@ def test_summary_has_exact_percentiles_of_the_ages_at_the_ticks() -> None:
     assert summary["age_ms"] == {"p50": np.percentile(ages, 50), "p95": np.percentile(ages, 95), "max": 120.0}
     assert summary["received"] == 120
     assert summary["rate_hz"] == pytest.approx(60.0, abs=1e-3)
+
+
+def test_what_looks_wrong_in_an_image_stands_until_an_image_without_it() -> None:
+    monitor = StreamMonitor("fluoro", "image", ImageStreamConfig(device="Ct", name="fluoro", nominal_hz=6.0))
+    mirrored = StreamFinding("image_mirrored", "left-handed axes", "-1", "positive", "Check")
+    centre = StreamFinding("image_without_centre", "position 0", "0", "the centre", "Check", by_every_item=True)
+
+    def codes(n: int, *findings: StreamFinding) -> list[str]:
+        monitor.on_sample(n * 160 * MS, n * 160 * MS, findings=findings)
+        return [f.code for f in monitor.health(n * 160 * MS).findings]
+
+    assert codes(1, mirrored, centre) == ["image_mirrored", "image_without_centre"]
+    assert codes(2, centre) == ["image_without_centre"]
+    assert codes(3) == []
+    assert codes(4, mirrored, centre) == ["image_mirrored"]  # the centre was at 0 by chance: others were not
+    assert codes(5) == []
