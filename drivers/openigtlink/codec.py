@@ -406,9 +406,9 @@ def encode_content(
         When the content does not belong to the type, a name is longer than 20 bytes, or a value cannot be sent.
     """
     name = type_name or content.type_name
-    if name != content.type_name:
+    if not name or name != content.type_name:
         fits = content_class(name) is type(content) or (isinstance(content, EmptyContent) and name in DATA_TYPES)
-        if not fits or not name:
+        if not fits:
             raise EncodeError(
                 f"{type(content).__name__} as message type {name!r}: give a type_name that has this content"
             )
