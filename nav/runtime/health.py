@@ -83,6 +83,7 @@ class StreamMonitor:
         self._image_findings: tuple[StreamFinding, ...] = ()
         self._on_every: set[str] | None = None  # codes that every image so far has had
         self._server: ServerStatus | None = None
+        self._server_is_own = False
         self._server_withholds = False
         self._lost_status: PoseStatus | None = None
         self._lost_problem = ""
@@ -163,11 +164,13 @@ class StreamMonitor:
         """A valid pose, (4, 4) mm."""
         self._scale.take(matrix)
 
-    def on_status(self, status: ServerStatus) -> None:
-        """The server said how it is."""
-        self._server = None if status.is_ok else status
-        self._server_withholds = status.failed or status.without_data
+    def on_status(self, status: ServerStatus, *, own: bool = False) -> None:
+        """The server said how it is, or (``own``) how this very device is: that is not undone by a general keep-alive."""
         self.on_any_message(status.arrival_ns)
+        if self._server is not None and self._server_is_own and not own and not status.failed:
+            return
+        self._server, self._server_is_own = (None if status.is_ok else status), own
+        self._server_withholds = status.failed or status.without_data
 
     def is_frozen(self, content: bytes, acquired_ns: int) -> bool:
         """Would a pose with these bits only repeat what a noisy stream has been sending for longer than its limit?"""

@@ -91,7 +91,7 @@ class StreamSet:
         self.graph = graph
         self._clocks: dict[str, _SourceClock] = {}
         self._timing: dict[str, _StreamTiming] = {}
-        self._tool_of_device: dict[tuple[str, str], StreamMonitor] = {}
+        self._of_device: dict[tuple[str, str], StreamMonitor] = {}
         #: Local UTC minus local monotonic clock, ns, for showing clock offsets; None: not known.
         self.utc_minus_local_ns: int | None = None
         self.tools: dict[str, ToolStream] = {}
@@ -115,11 +115,12 @@ class StreamSet:
             stream = ToolStream(source.name, tool, name, monitor)
             self.tools[name.wire] = stream
             self._timing[name.wire] = _StreamTiming(source.name)
-            self._tool_of_device[source.name, tool.device] = stream.monitor
+            self._of_device[source.name, tool.device] = stream.monitor
             monitors.append(stream.monitor)
         for image in source.images:
             monitor = StreamMonitor(image.name, "image", image, silent_ns, reconnects=source.reconnect)
             self.images[(source.name, image.device)] = ImageStream(source.name, image, monitor)
+            self._of_device[source.name, image.device] = monitor
             self._timing[image.name] = _StreamTiming(source.name)
             monitors.append(monitor)
 
@@ -151,11 +152,11 @@ class StreamSet:
             monitor.on_any_message(message.arrival_ns)
 
     def on_status(self, message: StatusMessage) -> None:
-        """What a server says of itself, or (under a tool's device name) of one tool."""
+        """What a server says of itself, or (under a stream's device name) of one device."""
         status = ServerStatus(message.code, message.subcode, message.error_name, message.text, message.arrival_ns)
-        own = self._tool_of_device.get((message.source, message.device))
+        own = self._of_device.get((message.source, message.device))
         for monitor in self._by_source.get(message.source, ()) if own is None else (own,):
-            monitor.on_status(status)
+            monitor.on_status(status, own=own is not None)
 
     def on_poses(self, message: PoseMessage) -> None:
         """Keep every pose of the tools this room knows; tools it does not know are ignored."""

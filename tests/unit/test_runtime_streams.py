@@ -275,6 +275,12 @@ def test_a_status_under_a_tools_name_is_about_that_tool_alone() -> None:
     tracker.say(13, device="StylusToTracker")
     assert tracker.health().state == "live"
     assert tracker.codes() == set()
+    tracker.say(18, device=NAME)
+    tracker.say(1)  # a keep-alive of the server does not speak for the tool
+    tracker.run(1.0)
+    assert tracker.health().state == "lost"
+    tracker.say(1, device=NAME)
+    assert tracker.health().state == "live"
 
 
 @pytest.mark.parametrize("step_s", [-3.0, 3.0])
