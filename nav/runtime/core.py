@@ -336,7 +336,14 @@ class NavigationCore:
         """
         newest = self.graph.newest_common_time(self.room.ct_frame, tip)
         self._refuse_old(tip, self.room.ct_frame, newest, now_ns)
-        return self.graph.lookup(self.room.ct_frame, tip, newest)
+        moving = self.graph.moving_on_path(self.room.ct_frame, tip)
+        if not all(buffer.hold_last for buffer in moving):
+            return self.graph.lookup(self.room.ct_frame, tip, newest)
+        # Sent only on change: the pose holds for as long as its link has given a sign of life.
+        ages = (self.streams.tools[b.name.wire].monitor.age_ns(now_ns) for b in moving)
+        alive_ns = max(newest, now_ns - max((a for a in ages if a is not None), default=0))
+        timed = self.graph.lookup(self.room.ct_frame, tip, alive_ns)
+        return replace(timed, arrival_ns=max(timed.arrival_ns, alive_ns))
 
     def _tool(self, tip: str, now_ns: int) -> tuple[ToolState, TimedPose | None, str]:
         try:
@@ -419,6 +426,8 @@ class NavigationCore:
         faults: tuple[str, ...],
     ) -> GateVerdict:
         needed = self._needed_streams()
+        # Of poses sent only on change the age is that of a heartbeat, and says nothing of a delay.
+        only_held = all(self.streams.tools[name].config.hold_last for name in needed)
         made_ns = self._registration_made_ns
         # A registration from the configuration has no time of its own: its age is not known, and not judged.
         age_min = (now_ns - made_ns) / 60e9 if made_ns else 0.0
@@ -435,7 +444,7 @@ class NavigationCore:
                 registration_age_min=age_min,
                 tip_calibration=self._tip_error.tip_calibration,
                 tip_rms_mm=None if uncertainty is None or not uncertainty.calibrated else uncertainty.rms_mm,
-                latency_ms=None if timed is None else (now_ns - timed.time_ns) / 1e6,
+                latency_ms=None if timed is None or only_held else (now_ns - timed.time_ns) / 1e6,
                 respiration=self.room.respiration,
                 breath_hold=self._breath_hold,
                 guidance_started=self._guiding,

@@ -165,7 +165,7 @@ class StreamMonitor:
         self._scale.take(matrix)
 
     def on_status(self, status: ServerStatus, *, own: bool = False) -> None:
-        """The server said how it is, or (``own``) how this very device is: that is not undone by a general keep-alive."""
+        """The server said how it is, or (``own``) how this device is: a general keep-alive does not undo that."""
         self.on_any_message(status.arrival_ns)
         if self._server is not None and self._server_is_own and not own and not status.failed:
             return
