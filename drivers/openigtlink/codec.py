@@ -35,6 +35,7 @@ from drivers.openigtlink.contents import (
     unpack_content,
 )
 from drivers.openigtlink.image_checks import check_image, image_warnings
+from drivers.openigtlink.pose_kernel import TRANSFORM_BYTES, pack_transform, read_pose
 from drivers.openigtlink.video_codecs import VideoDecoders, VideoUnavailableError
 from drivers.openigtlink.wire import (
     DEVICE_NAME_BYTES,
@@ -43,9 +44,11 @@ from drivers.openigtlink.wire import (
     EncodeError,
     MetadataEntry,
     WireMessage,
+    header_prefix,
     pack_message,
     parse_header,
     parse_message,
+    stamp_from_ns,
 )
 from nav.config.room import ImageStreamConfig, SourceConfig
 from nav.geometry.frames import FrameNameError, TransformName
@@ -78,6 +81,7 @@ FARTHEST_MM = 1e5
 
 _Number = TypeVar("_Number", bound=np.generic)
 
+_TRANSFORM_V1 = b"\0\1TRANSFORM\0\0\0"
 _LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -116,6 +120,10 @@ def decode(
     WireError
         Only when ``raw`` is not one framed message.
     """
+    if len(raw) == TRANSFORM_BYTES and type(raw) is bytes and raw.startswith(_TRANSFORM_V1):
+        pose = _quick_pose(raw, source, sequence, arrival_ns, options)
+        if pose is not None:
+            return pose
     message: WireMessage | None = None
     try:
         message = parse_message(raw)
@@ -134,6 +142,20 @@ def decode(
             header.type_name,
             str(error),
         )
+
+
+def _quick_pose(
+    raw: bytes, source: str, sequence: int, arrival_ns: int, options: SourceConfig | None
+) -> PoseMessage | None:
+    """A TRANSFORM of header version 1 that holds a pose; None for anything else, which goes the plain way."""
+    _, _, device, sender_ns, body_size, _, _ = parse_header(raw)
+    if body_size != TRANSFORM_BYTES - HEADER_SIZE:
+        return None
+    matrix = read_pose(raw, ORTHONORMAL_TOLERANCE, FARTHEST_MM)
+    if matrix is None:
+        return None
+    report = ToolReport(_tool_name(device, options), PoseStatus.OK, matrix)
+    return PoseMessage(source, sequence, arrival_ns, device, sender_ns, {}, (report,))
 
 
 def _interpret(
@@ -185,6 +207,7 @@ def _full_name(device: str, metadata: Mapping[str, str]) -> str:
     return full if full and full.encode("utf-8")[:DEVICE_NAME_BYTES] == device.encode("utf-8") else device
 
 
+@functools.lru_cache(maxsize=4096)
 def _is_device(configured: str, name: str) -> bool:
     """A configured name longer than the wire's 20 bytes also matches its cut form."""
     return configured == name or configured.encode("utf-8")[:DEVICE_NAME_BYTES] == name.encode("utf-8")
@@ -447,7 +470,12 @@ def encode_transform(
     EncodeError
         When a name is longer than 20 bytes or a value cannot be sent.
     """
-    packed = TransformContent(np.asarray(matrix, dtype=np.float64)).pack()
+    pose = np.asarray(matrix, dtype=np.float64)
+    if version == 1 and pose.shape == (4, 4):
+        raw = pack_transform(header_prefix("TRANSFORM", device), *stamp_from_ns(sender_ns), pose)
+        if raw is not None:
+            return raw
+    packed = TransformContent(pose).pack()
     return pack_message(
         "TRANSFORM", device, packed, sender_ns=sender_ns, version=version, metadata=metadata, message_id=message_id
     )

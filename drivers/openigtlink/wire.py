@@ -36,6 +36,7 @@ __all__ = [
     "WireMessage",
     "check_crc",
     "crc_mismatch",
+    "header_prefix",
     "ns_from_stamp",
     "pack_message",
     "parse_header",
@@ -368,6 +369,12 @@ def _packed_type(type_name: str) -> bytes:
 @functools.lru_cache(maxsize=256)
 def _packed_device(device: str) -> bytes:
     return fixed_text(device, DEVICE_NAME_BYTES, "device name")
+
+
+@functools.lru_cache(maxsize=256)
+def header_prefix(type_name: str, device: str) -> bytes:
+    """The 34 bytes of a version 1 header up to the device name; `EncodeError` when a name cannot be sent."""
+    return _HEADER.pack(1, _packed_type(type_name), _packed_device(device), 0, 0, 0, 0)[:34]
 
 
 def pack_message(
