@@ -363,12 +363,13 @@ def _pack_metadata(entries: Sequence[MetadataEntry]) -> tuple[bytes, bytes]:
 def _packed_type(type_name: str) -> bytes:
     if not type_name or not all("!" <= c <= "~" for c in type_name):
         raise EncodeError(f"message type {type_name!r}: must be 1 to 12 printable ASCII characters")
-    return fixed_text(type_name, TYPE_NAME_BYTES, "message type")
+    return fixed_text(str(type_name), TYPE_NAME_BYTES, "message type")
 
 
 @functools.lru_cache(maxsize=256)
 def _packed_device(device: str) -> bytes:
-    return fixed_text(device, DEVICE_NAME_BYTES, "device name")
+    # A `WireText` equals its text, so the answer kept for one must do for the other.
+    return fixed_text(str(device), DEVICE_NAME_BYTES, "device name")
 
 
 @functools.lru_cache(maxsize=256)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drivers.openigtlink.codec import decode, encode_content, encode_image
+from drivers.openigtlink.codec import decode, encode_content, encode_image, encode_transform
 from drivers.openigtlink.contents import (
     DATA_TYPES,
     BindChild,
@@ -673,6 +673,15 @@ def test_headers_go_out_as_they_came() -> None:
     for bad in (b"\xff\xfe" + bytes(18), b"\xc3\xa9" * 10, b"\xe2\x82" * 10):
         raw[14:34] = bad
         assert repack_message(parse_message(bytes(raw))) == bytes(raw)
+
+
+def test_a_name_with_junk_does_not_stand_in_for_the_plain_one() -> None:
+    junk = WireText("DeviceA", b"DeviceA\0junk".ljust(20, b"\0"))
+    for version in (1, 2):
+        raw = encode_transform(junk, MATRIX, version=version)
+        assert parse_header(raw).device == "DeviceA"
+        again = encode_transform("DeviceA", MATRIX, version=version)
+        assert again[14:34] == b"DeviceA".ljust(20, b"\0")
 
 
 def test_metadata_goes_out_as_it_came() -> None:
