@@ -6,12 +6,19 @@ import io
 import os
 from pathlib import Path
 
-from nav.cli.main import COMMANDS, main
+from nav.cli.main import COMMANDS, load_command, main
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "commands.md"
 BEGIN, END = "<!-- helps: begin -->\n", "<!-- helps: end -->\n"
-#: Command lines whose help is shown, in the order of the page.
-SHOWN = [[name] for name in COMMANDS if name != "register"] + [["register", "landmarks"]]
+
+
+def shown() -> list[list[str]]:
+    """Command lines whose help is shown, in the order of the page: of a group, each of its commands."""
+    lines = []
+    for name in COMMANDS:
+        inner = getattr(load_command(name), "commands", None)
+        lines += [[name]] if inner is None else [[name, sub] for sub in inner]
+    return lines
 
 
 def help_of(command: list[str]) -> str:
@@ -27,7 +34,7 @@ def help_of(command: list[str]) -> str:
 
 def helps() -> str:
     """All helps as Markdown."""
-    return "\n".join(f"## {' '.join(command)}\n\n```\n{help_of(command)}\n```\n" for command in SHOWN)
+    return "\n".join(f"## {' '.join(command)}\n\n```\n{help_of(command)}\n```\n" for command in shown())
 
 
 if __name__ == "__main__":
