@@ -41,7 +41,7 @@ def test_every_command_and_option_is_documented() -> None:
 
     reference = runpy.run_path(str(REPO / "scripts" / "command_reference.py"))
     page = (REPO / "docs" / "commands.md").read_text(encoding="utf-8")
-    for command in reference["SHOWN"]:
+    for command in reference["shown"]():
         section = page.split(f"## {' '.join(command)}\n", 1)[1].split("\n## ", 1)[0]
         for option in re.findall(r"--[a-z][a-z-]+", reference["help_of"](command)):
             assert option in section, f"{' '.join(command)} {option}: run scripts/command_reference.py"
