@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from drivers.openigtlink.codec import encode_status
-from drivers.openigtlink.contents import StringContent
-from drivers.openigtlink.wire import DEVICE_NAME_BYTES, pack_message
+from drivers.openigtlink.codec import encode_content, encode_status
+from drivers.openigtlink.contents import ClientInfoContent, StartTrackingContent
+from drivers.openigtlink.wire import DEVICE_NAME_BYTES
 from nav.config.room import SourceConfig, SubscriptionConfig
 
 __all__ = ["client_info", "opening_messages", "start_tracking"]
@@ -32,7 +32,7 @@ def opening_messages(config: SourceConfig) -> list[bytes]:
 
 
 def client_info(name: str, config: SourceConfig) -> bytes:
-    """CLIENTINFO of PLUS: STRING encoding under its own type name.
+    """CLIENTINFO of PLUS.
 
     Source: PlusLib, ``PlusIgtlClientInfo`` (``ClientHeaderVersion`` must be in it, it sets the version of the answers).
     An image device is named ``<Name>_<Frame>`` by PLUS; a name without a frame asks for the image's own.
@@ -50,13 +50,10 @@ def client_info(name: str, config: SourceConfig) -> bytes:
     for image in config.images:
         image_name, _, frame = image.device.partition("_")
         ElementTree.SubElement(images, "Image", Name=image_name, EmbeddedTransformToFrame=frame or image_name)
-    text = ElementTree.tostring(root, encoding="unicode")
-    return pack_message("CLIENTINFO", name, StringContent(text).pack(), version=2)
+    return encode_content(name, ClientInfoContent(ElementTree.tostring(root, encoding="unicode")), version=2)
 
 
 def start_tracking(name: str, subscription: SubscriptionConfig) -> bytes:
     """STT_TDATA or STT_QTDATA in header version 1, which every server reads."""
-    kind = subscription.kind.upper()
-    coordinates = subscription.coordinates.encode("ascii")
-    content = subscription.interval_ms.to_bytes(4, "big") + coordinates.ljust(32, b"\0")
-    return pack_message(f"STT_{kind}", subscription.device or name, content)
+    content = StartTrackingContent(subscription.interval_ms, subscription.coordinates)
+    return encode_content(subscription.device or name, content, type_name=f"STT_{subscription.kind.upper()}")

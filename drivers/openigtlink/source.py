@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from drivers.openigtlink.codec import decode
 from drivers.openigtlink.receiver import Kind, Outcome, ReceiveRing, Taken, compile_kernels
 from drivers.openigtlink.requests import opening_messages
+from drivers.openigtlink.video_codecs import VideoDecoders
 from drivers.openigtlink.wire import Limits, PeerGone, WireError, parse_header
 from nav.config.room import SourceConfig
 from nav.runtime.clock import Clock, SystemClock
@@ -129,6 +130,7 @@ class IgtlSource:
         self._clock: Clock = SystemClock() if clock is None else clock
         self._limits = limits
         self._sequence = 0
+        self._videos = VideoDecoders()
         self._received = 0
         self._waits = 0
         self._dropped: Counter[tuple[str, str]] = Counter()
@@ -363,6 +365,7 @@ class IgtlSource:
                 sequence=self._sequence,
                 arrival_ns=taken.arrival_ns,
                 options=self.config,
+                videos=self._videos,
             )
             self._sequence += 1
             self._received += 1
@@ -377,6 +380,7 @@ class IgtlSource:
 
     def _note(self, taken: Taken, sink: MessageSink) -> None:
         if isinstance(taken.note, _Link):
+            self._videos.lost()
             message = LinkMessage(
                 self.name,
                 self._sequence,
@@ -392,6 +396,7 @@ class IgtlSource:
         header = parse_header(taken.raw)
         if taken.kind is Kind.DROPPED:
             self._dropped[header.type_name, header.device] += 1
+            self._videos.lost(header.device)
         else:
             self.skipped[header.type_name] += 1
 
