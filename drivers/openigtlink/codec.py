@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from drivers.openigtlink.contents import (
     DATA_TYPES,
+    IMAGE_HEADER_SIZE,
     SCALAR_TYPES,
     Content,
     EmptyContent,
@@ -54,6 +55,7 @@ from nav.config.room import ImageStreamConfig, SourceConfig
 from nav.geometry.frames import FrameNameError, TransformName
 from nav.geometry.poses import PoseStatus
 from nav.geometry.rigid import ORTHONORMAL_TOLERANCE
+from nav.guidance.health import StreamFinding
 from nav.runtime.messages import (
     ImageMessage,
     Message,
@@ -166,9 +168,11 @@ def _interpret(
     options: SourceConfig | None,
     videos: VideoDecoders | None,
 ) -> Message:
-    content = unpack_content(message.type_name, message.content)
     device, stamp, metadata = message.device, message.sender_ns, message.metadata
     common = (source, sequence, arrival_ns, device, stamp, metadata)
+    if message.type_name == "IMAGE" and message.content:
+        return ImageMessage(*common, *_picture(message, options))
+    content = unpack_content(message.type_name, message.content)
     match content:
         case TransformContent(matrix=matrix):
             return PoseMessage(*common, (_report(_full_name(device, metadata), matrix, _status(metadata), options),))
@@ -184,9 +188,6 @@ def _interpret(
             )
         case QuaternionTrackingContent(tools=turned):
             return PoseMessage(*common, tuple(_quaternion_report(t, metadata, options) for t in turned))
-        case ImageContent():
-            findings = image_warnings(check_image(content, device, options, _stream_of(device, options)))
-            return ImageMessage(*common, *_image(content, device, options), findings)
         case VideoContent():
             picture = (videos or VideoDecoders()).picture(content, device)
             matrix = _mm_from_index(content, options, needed=_placed(device, options))
@@ -309,15 +310,36 @@ def _stream_of(device: str, options: SourceConfig | None) -> ImageStreamConfig |
     return None
 
 
-def _image(
-    content: ImageContent, device: str, options: SourceConfig | None
-) -> tuple[NDArray[np.generic], NDArray[np.float64], tuple[int, int, int]]:
-    """Voxels in native byte order, the RAS matrix of voxel centres, the index of the first voxel in the whole image."""
-    return (
+_Picture = tuple[NDArray[np.generic], NDArray[np.float64], tuple[int, int, int], tuple[StreamFinding, ...]]
+#: What images of one byte per voxel came to, by everything that it follows from but their voxels. The images of a
+#: stream mostly have the same header, and this is the slow part of reading one. The options are kept so that their
+#: identity stays theirs.
+_seen_headers: dict[tuple[bytes, str, int, int], tuple[SourceConfig | None, tuple[int, ...], _Picture]] = {}
+_SEEN_HEADERS = 64
+
+
+def _picture(message: WireMessage, options: SourceConfig | None) -> _Picture:
+    """Voxels in native byte order, RAS matrix of voxel centres, index of the first voxel in the whole, findings."""
+    raw = message.content
+    key = (bytes(raw[:IMAGE_HEADER_SIZE]), message.device, len(raw), id(options))
+    seen = _seen_headers.get(key)
+    if seen is not None:
+        _, shape, (empty, matrix, offset, findings) = seen
+        array = np.frombuffer(raw, empty.dtype, offset=IMAGE_HEADER_SIZE).reshape(shape)
+        return _frozen(array), matrix, offset, findings
+    content = ImageContent.unpack(raw)
+    device = message.device
+    picture: _Picture = (
         _voxels(content, options),
         _mm_from_index(content, options, needed=_placed(device, options)),
         content.offset,
+        image_warnings(check_image(content, device, options, _stream_of(device, options))),
     )
+    if picture[0].dtype.itemsize == 1:
+        if len(_seen_headers) >= _SEEN_HEADERS:
+            _seen_headers.clear()
+        _seen_headers[key] = options, picture[0].shape, (picture[0][:0].copy(), *picture[1:])
+    return picture
 
 
 def _placed(device: str, options: SourceConfig | None) -> bool:

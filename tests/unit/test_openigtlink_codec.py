@@ -606,3 +606,31 @@ def test_errors_name_offset_value_and_limit() -> None:
 
 def test_no_pose_is_farther_than_the_limit_says() -> None:
     assert codec.FARTHEST_MM == 1e5
+
+
+def test_images_with_the_same_header_come_to_the_same_with_their_own_voxels() -> None:
+    """What follows from the header is computed once; options, size, device and voxels are each image's own."""
+    rng = np.random.default_rng(0)
+    matrix = np.diag([0.3, 0.3, 1.0, 1.0])
+    corner = SourceConfig.model_validate({"name": "s", "origin_is_corner": True})
+    for shape in ((4, 5), (5, 4), (2, 4, 5), (2, 4, 5, 3)):
+        for dtype in (np.uint8, np.int8, np.int16):
+            pictures = [rng.integers(0, 100, shape).astype(dtype) for _ in range(3)]
+            for options in (None, corner, SourceConfig(name="s")):
+                for picture in pictures:
+                    raw = encode_image("Image", picture, matrix, origin_is_corner=options is corner)
+                    message = decode(raw, source="s", sequence=0, arrival_ns=0, options=options)
+                    assert isinstance(message, ImageMessage)
+                    volume = picture if picture.ndim > 2 else picture[np.newaxis]
+                    np.testing.assert_array_equal(message.array, volume)
+                    np.testing.assert_allclose(message.mm_from_index, matrix, atol=1e-5)
+                    assert not message.array.flags.writeable
+
+
+def test_findings_of_an_image_stay_with_every_image_of_its_header() -> None:
+    mirrored = np.diag([-0.3, 0.3, 1.0, 1.0])
+    mirrored[:3, 3] = 40, 50, 60
+    for _ in range(3):
+        message = decode(encode_image("I", np.ones((4, 4), np.uint8), mirrored), source="s", sequence=0, arrival_ns=0)
+        assert isinstance(message, ImageMessage)
+        assert [f.code for f in message.findings] == ["image_mirrored"]

@@ -8,7 +8,14 @@ from __future__ import annotations
 from drivers.openigtlink.contents.arrays import ColorTableContent, NdarrayContent, SensorContent
 from drivers.openigtlink.contents.base import SCALAR_TYPES, Content, bad, scalar_number
 from drivers.openigtlink.contents.bind import BindChild, BindContent, GetBindContent, StartBindContent
-from drivers.openigtlink.contents.images import ImageContent, ImageMeta, ImageMetaContent, LabelMeta, LabelMetaContent
+from drivers.openigtlink.contents.images import (
+    IMAGE_HEADER_SIZE,
+    ImageContent,
+    ImageMeta,
+    ImageMetaContent,
+    LabelMeta,
+    LabelMetaContent,
+)
 from drivers.openigtlink.contents.polydata import (
     CELL_KINDS,
     PolyAttribute,
@@ -50,6 +57,7 @@ from drivers.openigtlink.wire import HEADER_SIZE, WireMessage
 __all__ = [
     "CELL_KINDS",
     "DATA_TYPES",
+    "IMAGE_HEADER_SIZE",
     "SCALAR_TYPES",
     "BindChild",
     "BindContent",

@@ -24,7 +24,7 @@ from drivers.openigtlink.errors import EncodeError
 from drivers.openigtlink.text import field_text, fixed_text
 from drivers.openigtlink.wire import ns_from_stamp
 
-__all__ = ["ImageContent", "ImageMeta", "ImageMetaContent", "LabelMeta", "LabelMetaContent"]
+__all__ = ["IMAGE_HEADER_SIZE", "ImageContent", "ImageMeta", "ImageMetaContent", "LabelMeta", "LabelMetaContent"]
 
 _IMAGE = struct.Struct(">HBBBB3H12f3H3H")
 _IMAGE_META = struct.Struct(">64s20s32s64s64sII3HBB")
@@ -63,6 +63,10 @@ def need_part(what: str, size: Size, offset: Size, part: Size) -> None:
             raise EncodeError(f"{what}: {name} {values} (i, j, k): each must lie in {low} to 65535")
     if any(o + p > s for o, p, s in zip(offset, part, size, strict=True)):
         raise EncodeError(f"{what}: part {part} at {offset} does not lie within {size}")
+
+
+#: Bytes before the pixels of an IMAGE.
+IMAGE_HEADER_SIZE = _IMAGE.size
 
 
 @dataclass(frozen=True, slots=True, eq=False)
