@@ -36,7 +36,7 @@ def pack_pose_kernel(out: Any, prefix: Any, seconds: Any, fraction: Any, matrix:
         The stamp.
     matrix : bytes
         (4, 4) float64 in C order, 128 bytes.
-    tables : (24, 256) uint64
+    tables : (25, 256) uint64
         Of the CRC.
 
     Returns

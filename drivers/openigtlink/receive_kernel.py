@@ -28,8 +28,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import carray, njit, types  # type: ignore[attr-defined]
+from numba.core import config as numba_config
 from numba.extending import intrinsic
 
 from nav.geometry.kernels import KernelSpec
@@ -123,6 +124,36 @@ def _address_to_pointer(typingctx: Any, address: Any) -> Any:  # noqa: ARG001 (n
 _pointer: Any = _address_to_pointer
 
 
+@intrinsic
+def _fold_words(typingctx: Any, high: Any, low: Any, by_high: Any, by_low: Any) -> Any:  # noqa: ARG001
+    """``high * by_high + low * by_low`` over GF(2), as (high, low) word of 128 bits: two carry-less products."""
+    two: Any = types.UniTuple(types.uint64, 2)  # type: ignore[no-untyped-call]
+    signature = two(types.uint64, types.uint64, types.uint64, types.uint64)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pair, byte = ir.VectorType(ir.IntType(64), 2), ir.IntType(8)
+        first, second = ir.Constant(ir.IntType(32), 0), ir.Constant(ir.IntType(32), 1)
+        name = "llvm.x86.pclmulqdq"
+        multiply = builder.module.globals.get(name)
+        if multiply is None:
+            multiply = ir.Function(builder.module, ir.FunctionType(pair, [pair, pair, byte]), name)
+
+        def join(high: Any, low: Any) -> Any:
+            empty = ir.Constant(pair, ir.Undefined)
+            return builder.insert_element(builder.insert_element(empty, low, first), high, second)
+
+        a, b = join(args[0], args[1]), join(args[2], args[3])
+        upper, lower = builder.call(multiply, [a, b, byte(0x11)]), builder.call(multiply, [a, b, byte(0x00)])
+        both = builder.xor(upper, lower)
+        words = [builder.extract_element(both, second), builder.extract_element(both, first)]
+        return context.make_tuple(builder, signature.return_type, words)
+
+    return signature, codegen
+
+
+_fold: Any = _fold_words
+
+
 # ---------------------------------------------------------------------------------------------------------- kernels
 
 
@@ -159,7 +190,8 @@ def _sixteen(tables: Any, high: Any, low: Any) -> Any:
 
 
 @njit(nogil=True, cache=True)
-def _crc64(data: Any, tables: Any, seed: Any) -> Any:
+def _crc64_lanes(data: Any, tables: Any, seed: Any) -> Any:
+    """Sixteen bytes per step, by tables."""
     crc, at, n = seed, 0, data.shape[0]
     # Two lanes side by side, since each step of one waits for the step before; the first is then moved on by the length
     # of the second.
@@ -182,13 +214,56 @@ def _crc64(data: Any, tables: Any, seed: Any) -> Any:
 
 
 @njit(nogil=True, cache=True)
+def _crc64_folding(data: Any, tables: Any, seed: Any) -> Any:
+    """Sixty-four bytes per step, by carry-less multiplication: four times as fast where the processor has it."""
+    n = data.shape[0]
+    if n < 128:
+        return _crc64_lanes(data, tables, seed)
+    far_high, far_low, near_high, near_low = tables[24, 0], tables[24, 1], tables[24, 2], tables[24, 3]
+    # What was read so far is, modulo the polynomial, four words of 128 bits; each is moved on by 512 bits and added to
+    # the word that stands there.
+    a, b = _word(data, 0) ^ seed, _word(data, 8)
+    c, d = _word(data, 16), _word(data, 24)
+    e, f = _word(data, 32), _word(data, 40)
+    g, h = _word(data, 48), _word(data, 56)
+    at = 64
+    while at + 64 <= n:
+        x, y = _fold(a, b, far_high, far_low)
+        a, b = x ^ _word(data, at), y ^ _word(data, at + 8)
+        x, y = _fold(c, d, far_high, far_low)
+        c, d = x ^ _word(data, at + 16), y ^ _word(data, at + 24)
+        x, y = _fold(e, f, far_high, far_low)
+        e, f = x ^ _word(data, at + 32), y ^ _word(data, at + 40)
+        x, y = _fold(g, h, far_high, far_low)
+        g, h = x ^ _word(data, at + 48), y ^ _word(data, at + 56)
+        at += 64
+    x, y = _fold(a, b, near_high, near_low)
+    x, y = _fold(x ^ c, y ^ d, near_high, near_low)
+    x, y = _fold(x ^ e, y ^ f, near_high, near_low)
+    return _crc64_lanes(data[at:], tables, _sixteen(tables, x ^ g, y ^ h))
+
+
+def _has_carryless_multiplication() -> bool:
+    """Whether the code that numba makes here may use PCLMULQDQ (x86-64 since about 2010)."""
+    settings: Any = numba_config
+    if settings.DISABLE_JIT:
+        return False
+    if settings.CPU_FEATURES is not None:
+        return "+pclmul" in settings.CPU_FEATURES.split(",")
+    return settings.CPU_NAME is None and bool(binding.get_host_cpu_features().get("pclmul"))
+
+
+_crc64 = _crc64_folding if _has_carryless_multiplication() else _crc64_lanes
+
+
+@njit(nogil=True, cache=True)
 def crc64_kernel(data: Any, tables: Any, seed: Any) -> Any:
     """Continue the CRC ``seed`` over ``data``.
 
     Parameters
     ----------
     data : (n,) uint8, C-contiguous
-    tables : (24, 256) uint64 of `drivers.openigtlink.crc64.make_tables`
+    tables : (25, 256) uint64 of `drivers.openigtlink.crc64.make_tables`
     seed : uint64
         CRC of everything before ``data``; 0 at the start.
 
@@ -549,7 +624,7 @@ def receive_kernel(
         A ``pthread_mutex_t`` each, all zero when made: over the memory, and of the lead.
     type_names, type_limits : (t, 12) uint8, (t, 2) int64
         Types with a size limit of their own: limit, and 1 where a newer message replaces an older one (images).
-    tables : (24, 256) uint64
+    tables : (25, 256) uint64
         Of the CRC.
     scratch : (4,) int64
         Used by the leader only.

@@ -5,8 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from drivers.openigtlink.crc64 import KERNELS, POLYNOMIAL, crc64, make_tables
-from drivers.openigtlink.receive_kernel import LANE_BYTES, crc64_kernel
+from drivers.openigtlink.crc64 import KERNELS, POLYNOMIAL, TABLES, crc64, make_tables
+from drivers.openigtlink.receive_kernel import (
+    LANE_BYTES,
+    _crc64_folding,
+    _crc64_lanes,
+    _has_carryless_multiplication,
+    crc64_kernel,
+)
 
 
 def naive_crc64(data: bytes) -> int:
@@ -28,6 +34,16 @@ def test_published_check_value() -> None:
 def test_kernel_equals_twin(size: int) -> None:
     data = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8).tobytes()
     assert crc64(data) == naive_crc64(data)
+
+
+@pytest.mark.parametrize("size", [*range(0, 150, 7), 127, 128, 129, 191, 192, 193, 2047, 4096, 5000])
+def test_both_ways_of_the_kernel_equal_the_twin(size: int) -> None:
+    """By tables, and by carry-less multiplication where this processor has it."""
+    data = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
+    seed = naive_crc64(b"before")
+    expected = naive_crc64(b"before" + data.tobytes())
+    ways = [_crc64_lanes] + ([_crc64_folding] if _has_carryless_multiplication() else [])
+    assert [int(way(data, TABLES, np.uint64(seed))) for way in ways] == [expected] * len(ways)
 
 
 def test_every_single_byte() -> None:
