@@ -83,6 +83,8 @@ FARTHEST_MM = 1e5
 
 _Number = TypeVar("_Number", bound=np.generic)
 
+#: Types that guidance has a use for.
+_USED = frozenset({"TRANSFORM", "POSITION", "QTRANS", "TDATA", "QTDATA", "IMAGE", "VIDEO", "STATUS", "STRING"})
 _TRANSFORM_V1 = b"\0\1TRANSFORM\0\0\0"
 _LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -172,8 +174,10 @@ def _interpret(
     common = (source, sequence, arrival_ns, device, stamp, metadata)
     if message.type_name == "IMAGE" and message.content:
         return ImageMessage(*common, *_picture(message, options))
-    content = unpack_content(message.type_name, message.content)
-    match content:
+    if message.type_name not in _USED and message.content:
+        # Kept and recorded as it is: taking apart what nobody looks at would cost time in the middle of the poses.
+        return UnusedMessage(*common, message.type_name, "")
+    match content := unpack_content(message.type_name, message.content):
         case TransformContent(matrix=matrix):
             return PoseMessage(*common, (_report(_full_name(device, metadata), matrix, _status(metadata), options),))
         case PositionContent():

@@ -293,6 +293,26 @@ def test_polydata_with_every_kind_of_cell_and_attribute() -> None:
     np.testing.assert_array_equal(content.attributes[3].values[1], np.arange(9, 18))
 
 
+def test_cells_longer_than_one_piece_of_the_walk() -> None:
+    points = np.zeros((70_000, 3), np.float32)
+    cells = [[0], list(range(70_000)), [1, 2], [], [3] * 65_530, [4, 5, 6], *([[7]] * 70_000), [8, 9]]
+    raw = PolyDataContent(points, lines=cell_array(cells)).pack()
+    assert int.from_bytes(raw[12:16], "big") == len(cells)
+    assert split_cells(same_bytes("POLYDATA", raw).lines) == cells
+    broken = bytearray(raw)
+    broken[-4:] = (70_000).to_bytes(4, "big")
+    with pytest.raises(ContentError, match="point index") as caught:
+        unpack_content("POLYDATA", bytes(broken))
+    assert caught.value.offset == 58 + len(raw) - 4
+
+
+def test_what_guidance_does_not_use_is_not_taken_apart() -> None:
+    broken = pack_message("POLYDATA", "D", b"\xff" * 40)
+    message = decode(broken, source="s", sequence=0, arrival_ns=0)
+    assert isinstance(message, UnusedMessage)
+    assert (message.type_name, message.problem) == ("POLYDATA", "")
+
+
 def test_cells_from_an_array_and_from_lists() -> None:
     np.testing.assert_array_equal(cell_array(np.array([[0, 1, 2], [2, 1, 3]])), [3, 0, 1, 2, 3, 2, 1, 3])
     np.testing.assert_array_equal(cell_array([[0, 1], [2], []]), [2, 0, 1, 1, 2, 0])
@@ -472,6 +492,8 @@ ATTRIBUTE = struct.pack(">10I", *[0] * 9, 1)
         ("POLYDATA", POLY[:-8] + b"\xff" * 8, 110, "points of a cell"),
         ("POLYDATA", POLY + b"\0", 118, "nothing behind"),
         ("POLYDATA", bytes(36) + b"\xff\xff\xff\xff", 94, "number of attributes"),
+        ("POLYDATA", bytes(38) + b"\xff\xff" + bytes(7), 94, "number of attributes"),
+        ("POLYDATA", bytes(37) + b"\1\0\0" + bytes(7 << 16), 94, "65535 or less"),
         ("POLYDATA", ATTRIBUTE + b"\5\1\0\0\0\0n\0", 98, "attribute type"),
         ("POLYDATA", ATTRIBUTE + b"\1\2\0\0\0\0n\0", 99, "components"),
         ("POLYDATA", ATTRIBUTE + b"\0\0\0\0\0\0n\0", 99, "components"),

@@ -22,6 +22,9 @@ COMPONENTS: dict[int, int | None] = {
     kind + cells: n for cells in (0x00, 0x10) for kind, n in enumerate((None, 3, 3, 9, 4))
 }
 LONGEST_NAME = 255
+#: Far more than anybody attaches; each costs an object, which a few bytes of damage must not multiply.
+MOST_ATTRIBUTES = 65535
+_PIECE = 1 << 16
 
 _HEADER = struct.Struct(">10I")
 _ATTRIBUTE = struct.Struct(">BBI")
@@ -168,13 +171,18 @@ def _count(cells: Cells, n_points: int) -> int:
 
 def _walk(cells: Cells, n_points: int) -> Iterable[list[int]]:
     """Each cell's indices; `_BrokenCells` where a length leads beyond the end or an index beyond the points."""
-    values: list[int] = cells.tolist()
-    at, end = 0, len(values)
+    at, end = 0, len(cells)
+    # A piece at a time, because Python's numbers take ten times the room of those of the message.
+    piece: list[int] = []
+    piece_at = 0
     while at < end:
-        n = values[at]
+        if at - piece_at >= len(piece):
+            piece, piece_at = cells[at : at + _PIECE].tolist(), at
+        n = piece[at - piece_at]
         if n > end - at - 1:
             raise _BrokenCells("points of a cell", at, n, f"{end - at - 1}, the numbers that follow")
-        cell = values[at + 1 : at + 1 + n]
+        first = at + 1 - piece_at
+        cell = piece[first : first + n] if first + n <= len(piece) else cells[at + 1 : at + 1 + n].tolist()
         if cell and max(cell) >= n_points:
             worst = max(cell)
             raise _BrokenCells("point index", at + 1 + cell.index(worst), worst, f"less than the {n_points} points")
@@ -189,6 +197,8 @@ def _take(view: memoryview, at: int, size: int, what: str, field_at: int, value:
 
 
 def _unpack_attributes(view: memoryview, at: int, count: int) -> tuple[tuple[PolyAttribute, ...], int]:
+    if count > MOST_ATTRIBUTES:
+        raise bad("POLYDATA number of attributes", 36, count, f"{MOST_ATTRIBUTES} or less")
     heads = _take(view, at, _ATTRIBUTE.size * count, "POLYDATA number of attributes", 36, count)
     names_at = at + len(heads)
     here, names = names_at, []
@@ -226,6 +236,8 @@ def _check_kind(kind: int, components: int, at: int) -> None:
 
 
 def _pack_attributes(attributes: Sequence[PolyAttribute], padding: int) -> list[bytes]:
+    if len(attributes) > MOST_ATTRIBUTES:
+        raise EncodeError(f"POLYDATA: {len(attributes)} attributes, limit {MOST_ATTRIBUTES}")
     heads, names, data = [], [], []
     for attribute in attributes:
         what = f"POLYDATA attribute {attribute.name!r}"
