@@ -26,8 +26,8 @@ from drivers.openigtlink.wire import Limits, PeerGone, WireError, crc_mismatch, 
 
 __all__ = ["IMAGE_TYPES", "Kind", "Outcome", "ReceiveRing", "Taken", "compile_kernels"]
 
-#: Types of which the newest message replaces those that wait.
-IMAGE_TYPES = ("IMAGE", "VIDEO")
+#: Types of which the newest message replaces those that wait. Not VIDEO: its frames rest on those before them.
+IMAGE_TYPES = ("IMAGE",)
 
 _RING_BYTES = 1 << 22
 _STAGING_BYTES = 1 << 16

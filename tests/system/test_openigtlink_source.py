@@ -372,11 +372,16 @@ def test_without_reconnect_a_closed_connection_stays_closed(sink: Collector) -> 
 
 
 def test_without_reconnect_it_connects_again_when_asked_to(sink: Collector) -> None:
-    with (
-        ScriptedServer(lambda s, _: s.sendall(pose())) as server,
-        Running(config(server.port, reconnect=False), sink) as source,
-    ):
-        source.reconnect()  # while connected, or before: remembered for no later loss
+    close = threading.Event()
+
+    def script(sock: socket.socket, _: int) -> None:
+        sock.sendall(pose())
+        close.wait(5)
+
+    with ScriptedServer(script) as server, Running(config(server.port, reconnect=False), sink) as source:
+        sink.wait_for(lambda c: bool(c.of(PoseMessage)))
+        source.reconnect()  # while connected: remembered for no later loss
+        close.set()
         for n in range(1, 4):
             sink.wait_for_link(LinkState.CLOSED, n)
             time.sleep(0.2)
