@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
+
 from drivers.openigtlink.wire import HEADER_SIZE, Header, Limits, PeerGone, WireError, check_crc, parse_header
 
 __all__ = ["Framer", "keeps"]
@@ -64,7 +66,7 @@ class Framer:
         self._staging_view = memoryview(self._staging)
         self._head = bytearray()
         self._header: Header | None = None
-        self._message = bytearray()
+        self._message = memoryview(b"")
         self._have = 0
         self._to_skip = 0
         self.broken: WireError | None = None
@@ -84,7 +86,7 @@ class Framer:
     def writable(self) -> memoryview:
         """Where to receive the next bytes; use it at once and report to `advance`."""
         if self.in_large_body:
-            return memoryview(self._message)[self._have :]
+            return self._message[self._have :]
         return self._staging_view
 
     @property
@@ -164,7 +166,8 @@ class Framer:
             self._head.clear()
             return
         self._header = header
-        self._message = bytearray(HEADER_SIZE + header.body_size)
+        # Not filled with zeros: a large one has no memory behind it before bytes come, however much was announced.
+        self._message = np.empty(HEADER_SIZE + header.body_size, np.uint8).data
         self._message[:HEADER_SIZE] = self._head
         self._have = HEADER_SIZE
         self._head.clear()
@@ -172,8 +175,7 @@ class Framer:
     def _finish(self) -> bytes:
         header, message = self._header, self._message
         assert header is not None
-        self._header, self._message, self._have = None, bytearray(), 0
+        self._header, self._message, self._have = None, memoryview(b""), 0
         if self.check_crc:
-            with memoryview(message) as view:
-                check_crc(header, view[HEADER_SIZE:])
+            check_crc(header, message[HEADER_SIZE:])
         return bytes(message)

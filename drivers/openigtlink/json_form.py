@@ -476,5 +476,8 @@ def _array(path: str, value: Any, hint: Any) -> NDArray[Any]:
         shape = _tuple(f"{path}.shape", value["shape"], [int, ...])
         if min(shape, default=0) < 0 or math.prod(shape) != array.size:
             raise EncodeError(f"{path}.shape: {list(shape)} does not fit {array.size} numbers")
-        array = array.reshape(shape)
+        try:
+            array = array.reshape(shape)
+        except ValueError as error:  # without numbers, and yet too large or with too many axes
+            raise EncodeError(f"{path}.shape: {list(shape)}: {error}") from None
     return array

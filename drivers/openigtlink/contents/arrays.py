@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -100,9 +101,12 @@ class NdarrayContent(Content):
         start = 2 + 2 * dimensions
         need_size("NDARRAY", raw, start, exactly=False)
         shape = struct.unpack_from(f">{dimensions}H", raw, 2)
-        wanted = math.prod(shape) * np.dtype(kind).itemsize
+        size = np.dtype(kind).itemsize
+        wanted = math.prod(shape) * size
         if len(raw) - start != wanted:
             raise bad("NDARRAY data", start, f"{len(raw) - start} bytes", f"{wanted} bytes for {kind} {shape}")
+        if math.prod(n for n in shape if n) * size > sys.maxsize:  # NumPy has no such array, not even an empty one
+            raise bad("NDARRAY shape", 2, shape, f"{sys.maxsize} bytes with the axes of length 0 left out")
         return cls(_native(memoryview(raw)[start:], kind, shape))
 
     def pack(self) -> bytes:

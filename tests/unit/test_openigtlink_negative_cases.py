@@ -1,0 +1,68 @@
+"""Bytes that once did harm, each under the name of what was wrong. Found by the fuzzers in ``tests/fuzz``."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drivers.openigtlink.codec import decode
+from drivers.openigtlink.contents import NdarrayContent
+from drivers.openigtlink.framing import Framer
+from drivers.openigtlink.json_form import message_from_json
+from drivers.openigtlink.wire import ContentError, EncodeError, Limits, pack_message
+from nav.runtime.messages import Message
+
+
+def header(type_name: str, size: int) -> bytes:
+    return struct.pack(">H12s20sIIQQ", 1, type_name.encode(), b"x", 0, 0, size, 0)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_empty_ndarray_of_impossible_shape() -> None:
+    """Axes of 65535 beside one of 0 hold no number, and yet NumPy has no such array."""
+    body = struct.pack(">BB6H", 3, 6, 65535, 65535, 65535, 65535, 65535, 0)
+    with pytest.raises(ContentError, match="NDARRAY shape"):
+        NdarrayContent.unpack(body)
+    assert isinstance(decode(pack_message("NDARRAY", "x", body), source="s", sequence=0, arrival_ns=0), Message)
+
+
+def test_empty_ndarray_of_a_possible_shape() -> None:
+    body = struct.pack(">BB3H", 3, 3, 65535, 0, 65535)
+    content = NdarrayContent.unpack(body)
+    assert content.array.shape == (65535, 0, 65535)
+    assert content.pack() == body
+
+
+def test_json_of_an_empty_ndarray_of_impossible_shape() -> None:
+    spec = {
+        "type": "NDARRAY",
+        "device": "x",
+        "content": {"array": {"dtype": "uint8", "shape": [65535, 65535, 65535, 65535, 0], "base64": ""}},
+    }
+    with pytest.raises(EncodeError, match="shape"):
+        message_from_json(spec)
+
+
+def test_announced_size_costs_no_memory() -> None:
+    """58 bytes that announce the largest image: its room is not filled before its bytes come."""
+    before = resident_bytes()
+    framers = [Framer() for _ in range(4)]
+    for framer in framers:
+        assert framer.feed(header("IMAGE", Limits().decoded["IMAGE"])) == []
+        assert framer.expected > 100 << 20
+    assert resident_bytes() - before < 32 << 20
+
+
+def test_message_that_was_announced_large_is_received_whole() -> None:
+    body = np.random.default_rng(1).integers(0, 256, 3 << 20, dtype=np.uint8).tobytes()
+    raw = pack_message("IMAGE", "x", body)
+    framer = Framer()
+    messages = [m for at in range(0, len(raw), 99_999) for m in framer.feed(raw[at : at + 99_999])]
+    assert messages == [raw]
+    assert type(messages[0]) is bytes
