@@ -85,6 +85,9 @@ _Number = TypeVar("_Number", bound=np.generic)
 
 #: Types that guidance has a use for.
 _USED = frozenset({"TRANSFORM", "POSITION", "QTRANS", "TDATA", "QTDATA", "IMAGE", "VIDEO", "STATUS", "STRING"})
+#: A longer "full name" in the metadata is none: names are remembered, and metadata may hold 64 KiB of text.
+_LONGEST_NAME = 256
+
 _TRANSFORM_V1 = b"\0\1TRANSFORM\0\0\0"
 _LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -209,7 +212,9 @@ def _interpret(
 def _full_name(device: str, metadata: Mapping[str, str]) -> str:
     """The name before it was cut to 20 bytes, where the sender gives it (PLUS does, in version 2 metadata)."""
     full = metadata.get("IGTL_DEVICE_NAME", "")
-    return full if full and full.encode("utf-8")[:DEVICE_NAME_BYTES] == device.encode("utf-8") else device
+    if not full or len(full) > _LONGEST_NAME:
+        return device
+    return full if full.encode("utf-8")[:DEVICE_NAME_BYTES] == device.encode("utf-8") else device
 
 
 @functools.lru_cache(maxsize=4096)

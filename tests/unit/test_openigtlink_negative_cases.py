@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drivers.openigtlink.codec import decode
+from drivers.openigtlink.codec import decode, encode_transform
 from drivers.openigtlink.contents import NdarrayContent
 from drivers.openigtlink.framing import Framer
 from drivers.openigtlink.json_form import message_from_json
 from drivers.openigtlink.wire import ContentError, EncodeError, Limits, pack_message
-from nav.runtime.messages import Message
+from nav.config.room import SourceConfig, ToolStreamConfig
+from nav.runtime.messages import Message, PoseMessage
 
 
 def header(type_name: str, size: int) -> bytes:
@@ -66,3 +67,16 @@ def test_message_that_was_announced_large_is_received_whole() -> None:
     messages = [m for at in range(0, len(raw), 99_999) for m in framer.feed(raw[at : at + 99_999])]
     assert messages == [raw]
     assert type(messages[0]) is bytes
+
+
+def test_flood_of_long_names_is_not_remembered() -> None:
+    """Names are cached; one in the metadata of 60 kB, always another, filled 300 MB."""
+    room = SourceConfig(name="s", port=1, tools=(ToolStreamConfig(device="Tool", transform="NeedleToTracker"),))
+    before = resident_bytes()
+    for n in range(1500):
+        device = f"N{n:019d}"
+        raw = encode_transform(device, np.eye(4), version=2, metadata={"IGTL_DEVICE_NAME": device + "x" * 60_000})
+        message = decode(raw, source="s", sequence=n, arrival_ns=0, options=room)
+        assert isinstance(message, PoseMessage)
+        assert message.tools[0].name == device
+    assert resident_bytes() - before < 32 << 20
