@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from drivers.openigtlink.player import play, play_sequence
 from drivers.openigtlink.sink import IgtlServer
+from nav.cli.endpoints import endpoint, until_interrupted
 from nav.cli.errors import CommandError, ExitCode
 from nav.cli.progress import Steps
 from nav.runtime.recording import Recording
@@ -37,19 +37,16 @@ def serve_file(path: Path, address: str, *, loop: bool, speed: float, steps: Ste
     A recording of several sources is served at consecutive ports, in the order of its sources. ``allow``: networks that
     may connect where the address can be reached from one.
     """
-    host, _, port = address.rpartition(":")
-    if not port.isdigit() or not 0 <= int(port) <= 65535:
-        raise CommandError(f"--serve {address!r}: expected HOST:PORT, such as 127.0.0.1:18944", ExitCode.USAGE)
+    host, port = endpoint(address, "--serve", listening=True)
     if not path.is_file():
         raise CommandError(f"{path}: no such file", ExitCode.INPUT)
-    host = host or "127.0.0.1"
-    with _until_interrupted() as stop:
+    with until_interrupted() as stop:
         if path.suffix == ".mcap":
-            _serve_recording(path, host, int(port), loop=loop, speed=speed, stop=stop, steps=steps, allow=allow)
+            _serve_recording(path, host, port, loop=loop, speed=speed, stop=stop, steps=steps, allow=allow)
             return
         if speed != 1.0:
             raise CommandError("--speed is for recordings; a sequence is served at its own pace", ExitCode.USAGE)
-        with IgtlServer(host, int(port), name="Sequence", allow=allow) as server:
+        with IgtlServer(host, port, name="Sequence", allow=allow) as server:
             steps.say(f"  {path.name} at {host}:{server.port}; Ctrl-C ends")
             play_sequence(path, server, loop=loop, stop=stop)
 
@@ -81,14 +78,3 @@ def _serve_recording(
             thread.start()
         for thread in threads:
             thread.join()
-
-
-@contextmanager
-def _until_interrupted() -> Iterator[threading.Event]:
-    stop = threading.Event()
-    previous = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
