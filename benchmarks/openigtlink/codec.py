@@ -1,6 +1,6 @@
 """CPU time of packing and reading OpenIGTLink messages, ours beside pyigtl's.
 
-Run ``python benchmarks/openigtlink_codec.py``.
+Run ``python benchmarks/openigtlink/codec.py``.
 """
 
 from __future__ import annotations
