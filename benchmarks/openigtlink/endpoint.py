@@ -1,8 +1,8 @@
 """One end of a connection to be measured, ours or pyigtl's, in a process of its own; see ``run.py``.
 
 ``endpoint.py send|receive ours|pyigtl PORT RATE COUNT WIDTH HEIGHT DEPTH SCALAR [busy]``. Messages carry their number
-and the moment of sending as ``cpp/sender.cxx`` says. A receiver prints ``number sent_ns received_ns delivered_ns whole``
-for each, then ``cpu SECONDS``.
+and the moment of sending as ``cpp/sender.cxx`` says. A receiver prints ``number sent_ns received_ns delivered_ns
+whole`` for each, then ``cpu SECONDS``.
 """
 
 from __future__ import annotations

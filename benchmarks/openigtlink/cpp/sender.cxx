@@ -43,6 +43,7 @@ int main(int, char** argv) {
   image->SetDeviceName("Image");
   if (width) {
     image->SetDimensions(width, height, depth);
+    image->SetSpacing(1.0f, 1.0f, 1.0f);
     image->SetScalarType(scalar);
     image->SetEndian(igtl::ImageMessage::ENDIAN_LITTLE);
     image->AllocateScalars();
