@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from drivers.openigtlink.codec import decode
+from drivers.openigtlink.video_codecs import VideoDecoders
 from nav.config.room import RoomConfig, SourceConfig
 from nav.runtime.clock import Clock
 from nav.runtime.messages import LinkMessage, LinkState, Message, MessageSink
@@ -33,19 +35,29 @@ def decode_all(recording: Recording, room: RoomConfig) -> Iterator[Message]:
         When the recording holds a source that ``room`` does not know.
     """
     options = {source.name: source for source in room.sources}
+    videos = {source.name: VideoDecoders() for source in room.sources}
     for item in recording.inputs():
         if item.source not in options:
             known = ", ".join(sorted(options))
             raise RecordingError(
                 f"{recording.path}: source {item.source!r} is not in the room configuration; sources there: {known}"
             )
-        yield _message(item, options[item.source])
+        yield _message(item, item.arrival_ns, options[item.source], videos[item.source])
 
 
-def _message(item: RawMessage | LinkMessage, options: SourceConfig) -> Message:
+def _message(item: RawMessage | LinkMessage, arrival_ns: int, options: SourceConfig, videos: VideoDecoders) -> Message:
+    """The message as a live source delivers it."""
     if isinstance(item, LinkMessage):
-        return item
-    return decode(item.raw, source=item.source, sequence=item.sequence, arrival_ns=item.arrival_ns, options=options)
+        videos.lost()
+        return replace(item, arrival_ns=arrival_ns)
+    return decode(
+        item.raw,
+        source=item.source,
+        sequence=item.sequence,
+        arrival_ns=arrival_ns,
+        options=options,
+        videos=videos,
+    )
 
 
 class RecordingSource:
@@ -73,6 +85,7 @@ class RecordingSource:
     def __init__(self, options: SourceConfig, clock: Clock, *, speed: float = 1.0) -> None:
         if not speed > 0.0:
             raise ValueError(f"{options.name}: speed {speed} must be positive")
+        self._videos = VideoDecoders()
         if not options.path:
             raise RecordingError(f"source {options.name}: 'path' must name the recording to play")
         self.name = options.name
@@ -139,14 +152,8 @@ class RecordingSource:
         return False
 
     def _deliver(self, sink: MessageSink, item: RawMessage | LinkMessage) -> None:
-        now_ns = self._clock.now_ns()
-        if isinstance(item, LinkMessage):
-            sink.deliver(
-                LinkMessage(item.source, item.sequence, now_ns, "", None, state=item.state, detail=item.detail), None
-            )
-            return
-        message = decode(item.raw, source=item.source, sequence=item.sequence, arrival_ns=now_ns, options=self._options)
-        sink.deliver(message, item.raw)
+        message = _message(item, self._clock.now_ns(), self._options, self._videos)
+        sink.deliver(message, None if isinstance(item, LinkMessage) else item.raw)
 
 
 def make_source(options: SourceConfig, clock: Clock) -> RecordingSource:
