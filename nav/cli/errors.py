@@ -49,6 +49,8 @@ _KNOWN: tuple[tuple[str, str, ExitCode], ...] = (
     ("nav.runtime.recorder", "RecorderError", ExitCode.FAILED),
     ("nav.runtime.warmup", "WarmUpError", ExitCode.ENVIRONMENT),
     ("drivers.openigtlink.wire", "WireError", ExitCode.CONNECTION),
+    ("drivers.openigtlink.wire", "EncodeError", ExitCode.INPUT),
+    ("drivers.openigtlink.forwarding", "RenameError", ExitCode.USAGE),
     ("drivers.openigtlink.listening", "AllowListError", ExitCode.CONFIGURATION),
     ("drivers.room.geometry", "RoomError", ExitCode.INPUT),
 )

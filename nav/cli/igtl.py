@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["app", "decode", "encode", "listen"]
+__all__ = ["app", "bridge", "decode", "encode", "listen", "send"]
 
 app = typer.Typer(
     add_completion=False,
@@ -19,6 +19,8 @@ app = typer.Typer(
 \b
 Examples:
   ablation-nav igtl listen 127.0.0.1:18944
+  ablation-nav igtl send --serve 127.0.0.1:18944 --tool NeedleToTracker
+  ablation-nav igtl bridge tracker:18944 --serve 127.0.0.1:18950
   ablation-nav igtl decode MESSAGES.bin --json
   ablation-nav igtl encode SPEC.json --out MESSAGES.bin
 """,
@@ -135,4 +137,137 @@ def listen(
         as_lines=json_lines,
         wanted=Filter(tuple(types or ()), tuple(names or ())),
         save=save,
+    )
+
+
+_Serve = Annotated[str, typer.Option(metavar="HOST:PORT", help="Be a server at this address (port 0: any free one).")]
+_Allow = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NETWORK", help="Who may connect from the network, 192.0.2.0/24; repeatable."),
+]
+
+
+@app.command("send")
+def send(
+    address: Annotated[str, typer.Argument(metavar="[HOST:PORT]", help="Server to send to.", show_default=False)] = "",
+    serve: _Serve = "",
+    messages: Annotated[
+        list[Path] | None, typer.Option(help="Messages as bytes, or .json as for igtl encode; repeatable.")
+    ] = None,
+    tool: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A test pose that goes round in a circle; repeatable.")
+    ] = None,
+    image: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A test picture; repeatable.")] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Rounds per second; default: 60 tools, 10 pictures, 1 message.", min=0.01, max=10000),
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(help="Rounds; default: 1 of messages, no end of test data.", min=1)
+    ] = None,
+    duration: _Duration = None,
+    v2: Annotated[
+        bool, typer.Option("--v2", help="Test data in header version 2 whatever the peer has spoken.")
+    ] = False,
+    wait: Annotated[
+        float | None,
+        typer.Option(help="Seconds to wait for the peer; default: 5 for a server, no end for a client.", min=0),
+    ] = None,
+    replies: Annotated[float, typer.Option(help="Seconds to listen for replies after the last message.", min=0)] = 1.0,
+    allow: _Allow = None,
+    as_json: _AsJson = False,
+) -> int:
+    """Send messages or test data, to a server or as one, and show what comes back.
+
+    Messages are sent as they are, wrong ones too. Test data is marked: by a STATUS every second, and in the metadata of
+    header version 2.
+
+    \b
+    Examples:
+      ablation-nav igtl send --serve 127.0.0.1:18944 --tool NeedleToTracker --rate 60
+      ablation-nav igtl send 127.0.0.1:18944 --messages SPEC.json
+      ablation-nav igtl send 127.0.0.1:18944 --image Image --duration 10 --json
+    """
+    from nav.cli.endpoints import endpoint
+    from nav.cli.errors import CommandError, ExitCode
+    from nav.cli.igtl_send import SendPlan, messages_in, send_to, serve_at
+    from nav.cli.igtl_source import source_config
+
+    if bool(address) == bool(serve):
+        raise CommandError("give one of HOST:PORT and --serve HOST:PORT", ExitCode.USAGE)
+    if not (messages or tool or image):
+        raise CommandError("nothing to send: give --messages, --tool or --image", ExitCode.USAGE)
+    if allow and not serve:
+        raise CommandError("--allow belongs to --serve", ExitCode.USAGE)
+    plan = SendPlan(
+        tuple(raw for path in messages or () for raw in messages_in(path)),
+        tuple(tool or ()),
+        tuple(image or ()),
+        rate_hz=rate or (60.0 if tool else 10.0 if image else 1.0),
+        rounds=count or (None if tool or image or duration else 1),
+        duration_s=duration,
+        version=2 if v2 else None,
+        wait_s=wait if wait is not None or serve else 5.0,
+        replies_s=replies,
+    )
+    if serve:
+        host, port = endpoint(serve, "--serve", listening=True)
+        return serve_at(host, port, plan, allow=allow or (), as_json=as_json)
+    host, port = endpoint(address, "HOST:PORT")
+    return send_to(source_config(host, port, name="send"), plan, as_json=as_json)
+
+
+@app.command("bridge")
+def bridge(
+    address: _Address,
+    serve: Annotated[str, typer.Option(metavar="HOST:PORT", help="Address for the clients.", show_default=False)],
+    rename: Annotated[
+        list[str] | None, typer.Option(metavar="OLD=NEW", help="Another device name, 20 bytes at most; repeatable.")
+    ] = None,
+    types: _Types = None,
+    names: _Names = None,
+    split: Annotated[bool, typer.Option("--split", help="Each tool of TDATA and QTDATA as a TRANSFORM.")] = False,
+    v1: Annotated[
+        bool, typer.Option("--v1", help="Version 1 for clients that have not spoken version 2, lost tools left out.")
+    ] = False,
+    v2: _V2 = False,
+    client_info: _Ask = None,
+    subscribe: _Subscribe = "",
+    interval_ms: _Interval = 20,
+    coordinate: _Coordinate = "",
+    allow: _Allow = None,
+    duration: _Duration = None,
+    as_json: _AsJson = False,
+) -> int:
+    """Forward what a server sends to any number of clients, as received: the same bytes, the same stamps.
+
+    While the source is lost, the clients get nothing but a STATUS "timed out or connection lost" (code 7) every second.
+    Messages of clients are counted and go nowhere. Ends with 5 when the source never connected.
+
+    \b
+    Examples:
+      ablation-nav igtl bridge tracker:18944 --serve 127.0.0.1:18950
+      ablation-nav igtl bridge tracker:18944 --serve 127.0.0.1:18950 --rename Tool1=NeedleToTracker --types TRANSFORM
+      ablation-nav igtl bridge tracker:18944 --serve 0.0.0.0:18950 --allow 192.0.2.0/24 --subscribe tdata --split
+    """
+    from drivers.openigtlink.forwarding import Forwarding, renames
+    from nav.cli.endpoints import endpoint
+    from nav.cli.igtl_bridge import bridge_from
+    from nav.cli.igtl_source import source_config
+
+    host, port = endpoint(address, "HOST:PORT")
+    serve_host, serve_port = endpoint(serve, "--serve", listening=True)
+    config = source_config(
+        host,
+        port,
+        name="bridge",
+        v2=v2,
+        ask=client_info or (),
+        subscribe=subscribe,
+        interval_ms=interval_ms,
+        coordinate=coordinate,
+    )
+    rules = Forwarding(tuple(types or ()), tuple(names or ()), renames(rename or ()), split=split, downgrade=v1)
+    return bridge_from(
+        config, serve_host, serve_port, allow=allow or (), rules=rules, duration_s=duration, as_json=as_json
     )

@@ -12,16 +12,14 @@ from rich.live import Live
 from nav.cli.endpoints import until_interrupted
 from nav.cli.errors import CommandError, ExitCode
 from nav.cli.igtl_source import Filter, Listener, prepare, print_json
-from nav.cli.igtl_view import line, view
+from nav.cli.igtl_view import WIDTH, line, view
 from nav.cli.progress import Steps
 from nav.config.room import SourceConfig
 
-__all__ = ["WIDTH", "listen_to"]
+__all__ = ["listen_to"]
 
 _REDRAW_S = 0.25
 _LINE_S = 1.0
-#: Columns of the table where the output is no terminal.
-WIDTH = 200
 
 
 def listen_to(
@@ -51,13 +49,14 @@ def listen_to(
         else:
             _plain(listener, stop, end_ns, steps)
         report = listener.report()
-        shown = _view(listener)
+        console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+        shown = _view(listener, console.width)
     if as_lines:
         print_json({"kind": "report", **report}, one_line=True)
     elif as_json:
         print_json(report)
     else:
-        _print(shown)
+        console.print(shown, highlight=False)
     if save is not None:
         steps.say(f"  {save}: {listener.saved} messages; `ablation-nav igtl decode {save}` shows them")
     if listener.problem:
@@ -83,9 +82,10 @@ def _goes_on(listener: Listener, stop: threading.Event, end_ns: int | None, step
 
 
 def _live(listener: Listener, stop: threading.Event, end_ns: int | None) -> None:
-    with Live(console=Console(stderr=True), auto_refresh=False, transient=True, vertical_overflow="crop") as live:
+    console = Console(stderr=True)
+    with Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop") as live:
         while _goes_on(listener, stop, end_ns, _REDRAW_S):
-            live.update(_view(listener), refresh=True)
+            live.update(_view(listener, console.width), refresh=True)
 
 
 def _plain(listener: Listener, stop: threading.Event, end_ns: int | None, steps: Steps) -> None:
@@ -100,7 +100,7 @@ def _in_lines(listener: Listener, stop: threading.Event, end_ns: int | None) -> 
         print_json({"kind": "second", **listener.report()}, one_line=True)
 
 
-def _view(listener: Listener) -> RenderableType:
+def _view(listener: Listener, width: int) -> RenderableType:
     statistics = listener.source.statistics()
     table, lock = listener.look()
     with lock:
@@ -111,9 +111,5 @@ def _view(listener: Listener) -> RenderableType:
             f"{listener.config.host}:{listener.config.port}",
             dropped=statistics.dropped,
             skipped=statistics.skipped,
+            width=width,
         )
-
-
-def _print(shown: RenderableType) -> None:
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
-    console.print(shown, highlight=False)

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from drivers.openigtlink.image_checks import Finding
-from drivers.openigtlink.inspection import StreamTable
+from drivers.openigtlink.inspection import StreamRow, StreamTable
 from nav.runtime.messages import LinkState
 
-__all__ = ["line", "together", "view", "where"]
+__all__ = ["WIDTH", "line", "together", "view", "where"]
 
+#: Columns where the output is no terminal.
+WIDTH = 200
 #: Findings, streams, and devices of one finding shown at most; the JSON report has all.
 FINDINGS, ROWS, NAMES = 12, 40, 6
-#: Older than so many usual intervals (and this): the age is marked.
+#: Older than so many periods (and this): the age is marked.
 LATE_PERIODS, LATE_MS = 3.0, 250.0
+#: Columns that the newest value has at least.
+NEWEST = 24
+
+_TITLES = (
+    "type", "device", "v", "count", "rate/s", "age ms", "gaps", "longest ms", "data/s", "clock ms", "jitter ms",
+)  # fmt: skip
 
 
 def line(table: StreamTable, now_ns: int, since_ns: int) -> str:
@@ -47,9 +56,10 @@ def view(
     *,
     dropped: Mapping[tuple[str, str], int] | None = None,
     skipped: Mapping[str, int] | None = None,
+    width: int = WIDTH,
 ) -> RenderableType:
-    """Everything at a glance."""
-    parts: list[RenderableType] = [_head(table, now_ns, since_ns, address), _streams(table, now_ns)]
+    """Everything at a glance, in lines of ``width`` columns."""
+    parts: list[RenderableType] = [_head(table, now_ns, since_ns, address), _streams(table, now_ns, width)]
     parts += [Text(text, style="dim") for text in _frames(table)]
     findings = together(table.findings(dropped, skipped))
     parts += [finding_text(finding, devices) for finding, devices in findings[:FINDINGS]]
@@ -67,37 +77,43 @@ def _head(table: StreamTable, now_ns: int, since_ns: int, address: str) -> Text:
     return text
 
 
-def _streams(table: StreamTable, now_ns: int) -> RenderableType:
+def _streams(table: StreamTable, now_ns: int, width: int) -> RenderableType:
     rows = table.rows()
     if not rows:
         return Text("nothing received yet" if table.connected else "")
+    cells = [_cells(table, row, now_ns) for row in rows[:ROWS]]
+    widths = [max(len(title), *(cell_len(cell[n].plain) for cell in cells)) for n, title in enumerate(_TITLES)]
     grid = Table(box=None, pad_edge=False, header_style="bold", expand=False)
-    for title, right in (
-        ("type", False), ("device", False), ("v", True), ("count", True), ("rate/s", True), ("age ms", True),
-        ("gaps", True), ("longest ms", True), ("data/s", True), ("clock ms", True), ("jitter ms", True),
-    ):  # fmt: skip
-        grid.add_column(title, justify="right" if right else "left", no_wrap=True)
-    grid.add_column("newest", overflow="ellipsis", no_wrap=True, ratio=1)
-    for row in rows[:ROWS]:
-        age_ms = row.age_ms(now_ns)
-        late = age_ms > max(LATE_MS, LATE_PERIODS * (row.usual_ms or 0.0))
-        grid.add_row(
-            row.type_name,
-            Text(row.device),
-            "/".join(map(str, sorted(row.versions))),
-            str(row.count),
-            _number(row.rate_hz, 1),
-            Text(f"{age_ms:.0f}", style="bold red" if late else ""),
-            Text(str(row.gaps), style="yellow" if row.gaps else ""),
-            f"{row.longest_ns * 1e-6:.0f}" if row.intervals else "",
-            "" if row.bytes_per_s is None else _bytes(row.bytes_per_s),
-            _number(table.clock_offset_ms(row.device), 1, sign=True) if row.stamped else "no stamp",
-            _number(table.jitter_ms(row.device), 1) if row.stamped else "",
-            Text(row.value),
-        )
+    for n, title in enumerate(_TITLES):
+        grid.add_column(title, justify="left" if n < 2 else "right", no_wrap=True, min_width=widths[n])
+    # What is left of the line is for the newest value: it gives way, not the numbers.
+    room = max(width - sum(widths) - 2 * len(widths) - 1, NEWEST)
+    grid.add_column("newest", no_wrap=True)
+    for row, cell in zip(rows, cells, strict=False):
+        value = Text(row.value)
+        value.truncate(room, overflow="ellipsis")
+        grid.add_row(*cell, value)
     if len(rows) > ROWS:
         grid.add_row("", Text(f"{len(rows) - ROWS} more streams"))
     return grid
+
+
+def _cells(table: StreamTable, row: StreamRow, now_ns: int) -> list[Text]:
+    age_ms = row.age_ms(now_ns)
+    late = row.rate_hz is not None and age_ms > max(LATE_MS, LATE_PERIODS * 1000.0 / row.rate_hz)
+    return [
+        Text(row.type_name),
+        Text(row.device),
+        Text("/".join(map(str, sorted(row.versions)))),
+        Text(str(row.count)),
+        Text(_number(row.rate_hz, 1)),
+        Text(f"{age_ms:.0f}", style="bold red" if late else ""),
+        Text(str(row.gaps), style="yellow" if row.gaps else ""),
+        Text(f"{row.longest_ns * 1e-6:.0f}" if row.intervals else ""),
+        Text("" if row.bytes_per_s is None else _bytes(row.bytes_per_s)),
+        Text(_number(table.clock_offset_ms(row.device), 1, sign=True) if row.stamped else "no stamp"),
+        Text(_number(table.jitter_ms(row.device), 1) if row.stamped else ""),
+    ]
 
 
 def _frames(table: StreamTable) -> list[str]:
