@@ -451,19 +451,26 @@ def worst(checks: list[Check]) -> str:
     return max((check.status for check in checks), key=(OK, WARN, FAIL).index, default=OK)
 
 
+def print_check(check: Check) -> None:
+    """One finding for a person."""
+    mark = {OK: "ok  ", WARN: "warn", FAIL: "FAIL"}[check.status]
+    print(f"{mark}  {check.id:<24} {check.what}", flush=True)
+    if check.todo:
+        print(f"{'':30} -> {check.todo}", flush=True)
+
+
+def print_counts(checks: list[Check]) -> None:
+    """The line at the end."""
+    counts = {s: sum(check.status == s for check in checks) for s in (OK, WARN, FAIL)}
+    print(f"{counts[OK]} ok, {counts[WARN]} to look at, {counts[FAIL]} failed")
+
+
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (docs/doctor-json.md).")] = False,
     room: Annotated[Path | None, typer.Option(help="A room configuration to check too.")] = None,
 ) -> int:
     """Run the checks and print them; see ``HELP``."""
-    marks = {OK: "ok  ", WARN: "warn", FAIL: "FAIL"}
-
-    def show(check: Check) -> None:
-        print(f"{marks[check.status]}  {check.id:<24} {check.what}", flush=True)
-        if check.todo:
-            print(f"{'':30} -> {check.todo}", flush=True)
-
-    checks = run_checks(room, None if as_json else show)
+    checks = run_checks(room, None if as_json else print_check)
     status = worst(checks)
     if as_json:
         document = {
@@ -475,6 +482,5 @@ def doctor(
         }
         print(json.dumps(document, indent=2, ensure_ascii=False))
     else:
-        counts = {s: sum(check.status == s for check in checks) for s in (OK, WARN, FAIL)}
-        print(f"{counts[OK]} ok, {counts[WARN]} to look at, {counts[FAIL]} failed")
+        print_counts(checks)
     return ExitCode.ENVIRONMENT if status == FAIL else ExitCode.OK

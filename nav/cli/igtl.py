@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["app", "bridge", "decode", "encode", "listen", "send"]
+__all__ = ["app", "bridge", "decode", "doctor", "encode", "listen", "send"]
 
 app = typer.Typer(
     add_completion=False,
@@ -19,6 +19,7 @@ app = typer.Typer(
 \b
 Examples:
   ablation-nav igtl listen 127.0.0.1:18944
+  ablation-nav igtl doctor 127.0.0.1:18944
   ablation-nav igtl send --serve 127.0.0.1:18944 --tool NeedleToTracker
   ablation-nav igtl bridge tracker:18944 --serve 127.0.0.1:18950
   ablation-nav igtl decode MESSAGES.bin --json
@@ -271,3 +272,32 @@ def bridge(
     return bridge_from(
         config, serve_host, serve_port, allow=allow or (), rules=rules, duration_s=duration, as_json=as_json
     )
+
+
+@app.command("doctor")
+def doctor(
+    address: _Address,
+    seconds: Annotated[float, typer.Option(help="To listen in each way of asking.", min=0.5, max=600)] = 3.0,
+    once: Annotated[
+        bool,
+        typer.Option("--once", help="Connect once, in version 1: for servers that ask a person at every connection."),
+    ] = False,
+    client_info: _Ask = None,
+    name: Annotated[str, typer.Option(help="Name of the source in the configuration.")] = "tracker",
+    as_json: _AsJson = False,
+) -> int:
+    """Say what is wrong with a server and what to do, and print its entry for the room's configuration.
+
+    Connects as any client in version 1, asks for tracking data where none came, then speaks version 2, and asks with
+    CLIENTINFO where that is answered. Ends with 6 when something is seriously wrong, with 5 when it never connected.
+
+    \b
+    Examples:
+      ablation-nav igtl doctor 127.0.0.1:18944
+      ablation-nav igtl doctor tracker:18944 --seconds 10 --json
+    """
+    from nav.cli.endpoints import endpoint
+    from nav.cli.igtl_doctor import examine
+
+    host, port = endpoint(address, "HOST:PORT")
+    return examine(host, port, name=name, seconds=seconds, once=once, ask=client_info or (), as_json=as_json)

@@ -178,6 +178,11 @@ class Listener:
         with self._came:
             return self._came.wait_for(lambda: self._table.connections > 0, timeout_s)
 
+    def wait_received(self, timeout_s: float) -> bool:
+        """Wait for the first message; False when the time is over."""
+        with self._came:
+            return self._came.wait_for(lambda: self._table.received > 0, timeout_s)
+
     def look(self) -> tuple[StreamTable, threading.Lock]:
         """The table, and the lock to hold while it is read."""
         return self._table, self._lock
