@@ -27,7 +27,7 @@ from drivers.openigtlink.video_codecs import VideoDecoders
 from drivers.openigtlink.wire import Limits, PeerGone, WireError, parse_header
 from nav.config.room import SourceConfig
 from nav.runtime.clock import Clock, SystemClock
-from nav.runtime.messages import LinkMessage, LinkState, Message, MessageSink
+from nav.runtime.messages import LinkMessage, LinkState, Message, MessageSink, UnusedMessage
 
 __all__ = ["IgtlSource", "SourceStatistics", "backoff_s", "make_source"]
 
@@ -359,7 +359,14 @@ class IgtlSource:
             if taken.kind is not Kind.MESSAGE:
                 self._note(taken, sink)
                 continue
-            message = decode(
+            message = self._decoded(taken)
+            self._sequence += 1
+            self._received += 1
+            self._hand_over(sink, message, taken.raw)
+
+    def _decoded(self, taken: Taken) -> Message:
+        try:
+            return decode(
                 taken.raw,
                 source=self.name,
                 sequence=self._sequence,
@@ -367,9 +374,20 @@ class IgtlSource:
                 options=self.config,
                 videos=self._videos,
             )
-            self._sequence += 1
-            self._received += 1
-            self._hand_over(sink, message, taken.raw)
+        except Exception as error:
+            # A defect in one decoder (a broken codec, say) must not end the thread, and with it all streams.
+            header = parse_header(taken.raw)
+            _LOG.exception("source %s: %s %r could not be decoded", self.name, header.type_name, header.device)
+            return UnusedMessage(
+                self.name,
+                self._sequence,
+                taken.arrival_ns,
+                header.device,
+                header.sender_ns,
+                {},
+                header.type_name,
+                f"decoding failed: {type(error).__name__}: {error}",
+            )
 
     def _hand_over(self, sink: MessageSink, message: Message, raw: bytes | memoryview | None) -> None:
         try:

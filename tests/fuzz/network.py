@@ -648,6 +648,7 @@ def attack_source(connections: int, seed: int = 1) -> Report:
                 name, raw, reset = hostile.sent[number]
                 _compare(report, f"{number}, {name}", messages, raw, reset, detail, limits)
                 report.attacks[name] += 1
+                hostile.sent[number] = (name, b"", reset)  # megabytes, some of them
             number += 1
             bad.reconnect()  # ends the pause between attempts: thousands of them would take hours
 

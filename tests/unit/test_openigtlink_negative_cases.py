@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import queue
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numba import config as numba_config
 
-from drivers.openigtlink.codec import decode, encode_transform
+from drivers.openigtlink import source as source_module
+from drivers.openigtlink.codec import decode, encode_string, encode_transform
 from drivers.openigtlink.contents import NdarrayContent
 from drivers.openigtlink.framing import Framer
 from drivers.openigtlink.json_form import message_from_json
+from drivers.openigtlink.sink import IgtlServer
 from drivers.openigtlink.wire import ContentError, EncodeError, Limits, pack_message
 from nav.config.room import SourceConfig, ToolStreamConfig
-from nav.runtime.messages import Message, PoseMessage
+from nav.runtime.messages import Message, PoseMessage, TextMessage, UnusedMessage
 
 
 def header(type_name: str, size: int) -> bytes:
@@ -80,3 +85,37 @@ def test_flood_of_long_names_is_not_remembered() -> None:
         assert isinstance(message, PoseMessage)
         assert message.tools[0].name == device
     assert resident_bytes() - before < 32 << 20
+
+
+@pytest.mark.skipif(bool(numba_config.DISABLE_JIT), reason="receiving needs compiled kernels")
+def test_decoder_that_fails_ends_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken installation of a codec once ended the thread that delivers: the source was silent for ever."""
+
+    def decode_or_fail(raw: bytes, **others: Any) -> Message:
+        if raw[2:7] == b"VIDEO":
+            raise AttributeError("module 'av' has no attribute 'CodecContext'")
+        return decode(raw, **others)
+
+    monkeypatch.setattr(source_module, "decode", decode_or_fail)
+    got: queue.Queue[Message] = queue.Queue()
+
+    class Sink:
+        def deliver(self, message: Message, raw: bytes | memoryview | None) -> None:  # noqa: ARG002
+            got.put(message)
+
+    with IgtlServer() as server:
+        source = source_module.IgtlSource(SourceConfig(name="s", port=server.port))
+        source.start(Sink())
+        try:
+            assert server.wait_for_clients()
+            server.publish("Scope", lambda _version: pack_message("VIDEO", "Scope", bytes(90)))
+            server.publish("Text", lambda _version: encode_string("Text", "still here"))
+            seen = []
+            while not any(isinstance(m, TextMessage) for m in seen):
+                seen.append(got.get(timeout=5.0))
+        finally:
+            source.stop()
+    unused = [m for m in seen if isinstance(m, UnusedMessage)]
+    assert [m.device for m in unused] == ["Scope"]
+    assert "CodecContext" in unused[0].problem
+    assert seen[-1].sequence == len(seen) - 1
