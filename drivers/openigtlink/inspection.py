@@ -142,6 +142,13 @@ class StreamTable:
     ----------
     options : SourceConfig or None
         Options of the source in force, for the plausibility checks.
+
+    Attributes
+    ----------
+    received, size : int
+        Messages and their bytes.
+    connections, broken : int
+        Connections made; those that were given up because what came was no message.
     """
 
     def __init__(self, options: SourceConfig | None = None) -> None:
@@ -157,6 +164,7 @@ class StreamTable:
         self.size = 0
         self.connections = 0
         self.broken = 0
+        self._last_broken = ""
 
     # -- taking in -----------------------------------------------------------------------------------------------
 
@@ -224,16 +232,13 @@ class StreamTable:
             self.connections += 1
             for row in self._rows.values():
                 row.reconnected()
-        elif message.state is LinkState.FAILED and self.connections and not self._is_refusal(message):
+        elif message.state is LinkState.FAILED and self.connected:  # else it could not even connect
             self.broken += 1
+            self._last_broken = message.detail
         if len(self._links) >= LINKS:
             del self._links[1]
             self._links_left_out += 1
         self._links.append((message.arrival_ns, message.state, message.detail))
-
-    @staticmethod
-    def _is_refusal(message: LinkMessage) -> bool:
-        return message.detail.startswith("cannot connect")
 
     # -- reading out ---------------------------------------------------------------------------------------------
 
@@ -321,7 +326,7 @@ class StreamTable:
                     "framing",
                     "",
                     "bytes that are no message: the connection was given up each time",
-                    f"{self.broken} times; last: {self._last_broken()}",
+                    f"{self.broken} times; last: {self._last_broken}",
                     "never",
                     "Correct the sender: header of 58 bytes, size and CRC of the body (CRC-64, ECMA-182)",
                     count=self.broken,
@@ -398,9 +403,6 @@ class StreamTable:
                 )
             )
         return found
-
-    def _last_broken(self) -> str:
-        return next((detail for _, state, detail in reversed(self._links) if state is LinkState.FAILED), "")
 
     def report(
         self,

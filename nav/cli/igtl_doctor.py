@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from drivers.openigtlink.image_checks import Finding
@@ -244,11 +245,12 @@ def _link(phases: Sequence[_Phase]) -> Iterator[Check]:
 
 
 def _ends(phase: _Phase) -> list[tuple[LinkState, str]]:
+    """How connections ended."""
+    link = phase.report["link"]
     return [
-        (LinkState(entry["state"]), entry["detail"])
-        for entry in phase.report["link"]
-        if entry["state"] in (LinkState.CLOSED.value, LinkState.FAILED.value)
-        and not entry["detail"].startswith("cannot connect")
+        (LinkState(after["state"]), after["detail"])
+        for before, after in pairwise(link)
+        if before["state"] == LinkState.CONNECTED.value
     ]
 
 
