@@ -229,6 +229,17 @@ class IgtlSource:
             self._waits + (ring.waits if ring is not None else 0),
         )
 
+    def counts(self) -> dict[str, object]:
+        """`statistics`, JSON-able: ``connections, received, dropped{"TYPE device"}, skipped{TYPE}, waits_ms``."""
+        found = self.statistics()
+        return {
+            "connections": found.connections,
+            "received": found.received,
+            "dropped": {f"{type_name} {device}": n for (type_name, device), n in sorted(found.dropped.items())},
+            "skipped": dict(sorted(found.skipped.items())),
+            "waits_ms": found.waits,
+        }
+
     # ------------------------------------------------------------------------------------------------- the threads
 
     def _work(self, ring: ReceiveRing, sink: MessageSink) -> None:

@@ -196,7 +196,7 @@ def guide_live(
         cores = (room_cpu_seconds() - spent[0]) / max((clock.now_ns() - started_ns[0]) / 1e9, 1e-3)
     if truth:
         log.compare(truth[0])
-    summary = write_summary(out, room, live.core.streams, log, room_cpu_cores=cores)
+    summary = write_summary(out, room, live.core.streams, log, sources=live.source_counts(), room_cpu_cores=cores)
     for path in (*taken, out / "summary.json", *live.recordings):
         steps.say(f"  wrote {path}")
     if live.problem:

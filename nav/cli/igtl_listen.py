@@ -72,13 +72,9 @@ def listen_to(
 
 def _goes_on(listener: Listener, stop: threading.Event, end_ns: int | None, step_s: float) -> bool:
     """Wait one step; False when it is time to end."""
-    if end_ns is not None:
-        left_s = (end_ns - listener.clock.now_ns()) * 1e-9
-        if left_s <= 0:
-            return False
-        step_s = min(step_s, left_s)
-    stop.wait(step_s)
-    return not stop.is_set() and not listener.over.is_set()
+    left_s = step_s if end_ns is None else (end_ns - listener.clock.now_ns()) * 1e-9
+    stop.wait(max(min(step_s, left_s), 0.0))
+    return not stop.is_set() and not listener.over.is_set() and (end_ns is None or left_s > step_s)
 
 
 def _live(listener: Listener, stop: threading.Event, end_ns: int | None) -> None:

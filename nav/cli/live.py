@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from nav.cli.session import WindowSession
 from nav.cli.versions import software
@@ -38,6 +38,14 @@ class Reconnectable(Protocol):
 
     def reconnect(self) -> None:
         """Connect now if there is no connection."""
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A source that counts what it receives."""
+
+    def counts(self) -> dict[str, Any]:
+        """JSON-able."""
 
 
 def essentials_of(case: Case | None, room: RoomConfig) -> CaseEssentials:
@@ -224,6 +232,10 @@ class LiveStreams:
         if not isinstance(source, Reconnectable):
             raise LookupError(f"source {name!r}: its driver cannot reconnect")
         source.reconnect()
+
+    def source_counts(self) -> dict[str, dict[str, Any]]:
+        """Source → what its driver has counted (connections, messages, drops), for those that count."""
+        return {s.name: s.counts() for s in self._sources if isinstance(s, Counting)}
 
     def connect_now(self) -> None:
         """Let every source connect again that can and has no connection."""

@@ -63,7 +63,7 @@ def record(
     finally:
         signal.signal(signal.SIGINT, previous)
         live.stop()
-    write_summary(out, config, live.core.streams, log)
+    write_summary(out, config, live.core.streams, log, sources=live.source_counts())
     if live.problem:
         raise CommandError(f"the recording is not complete: {live.problem}")
     steps.say(f"  wrote {out / 'recording.mcap'} and {out / 'summary.json'}")

@@ -90,13 +90,20 @@ class RunLog:
 
 
 def write_summary(
-    out: Path, room: RoomConfig, streams: StreamSet, log: RunLog, *, room_cpu_cores: float | None = None
+    out: Path,
+    room: RoomConfig,
+    streams: StreamSet,
+    log: RunLog,
+    *,
+    sources: dict[str, dict[str, Any]] | None = None,
+    room_cpu_cores: float | None = None,
 ) -> dict[str, Any]:
-    """Write ``summary.json`` into ``out`` and return it."""
+    """Write ``summary.json`` into ``out`` and return it; ``sources``: what live sources have counted."""
     versions = software(room)
     return log.builder.write(
         out / "summary.json",
         streams=streams.summary(),
+        sources=sources,
         version=versions["version"],
         config_sha256=versions["config_sha256"],
         room_cpu_cores=room_cpu_cores,

@@ -189,6 +189,7 @@ class SummaryBuilder:
         streams: Mapping[str, Mapping[str, Any]],
         version: str,
         config_sha256: str,
+        sources: Mapping[str, Mapping[str, Any]] | None = None,
         room_cpu_cores: float | None = None,
     ) -> dict[str, Any]:
         """The whole summary, ready for JSON.
@@ -199,11 +200,14 @@ class SummaryBuilder:
             Stream → `StreamMonitor.summary`.
         version, config_sha256 : str
             Of the program; `nav.config.load.config_sha256` of the room.
+        sources : mapping or None
+            Source → what its driver has counted; None in a replay.
         room_cpu_cores : float or None
             Mean processor use of the simulated room's processes; None without one.
         """
         summary: dict[str, Any] = {
             "streams": streams,
+            "sources": sources,
             "registration": self.registration(),
             "navigation": self.navigation(),
             "hud": self.hud(),

@@ -535,6 +535,8 @@ def test_images_that_nobody_could_take_are_counted_by_name() -> None:
     assert sum(isinstance(m, PoseMessage) for m in seen) == n
     assert images[-1].array[0, 0, 0] == n - 1
     assert source.statistics().dropped == {("IMAGE", "Ultrasound"): n - len(images)}
+    assert source.counts()["dropped"] == {"IMAGE Ultrasound": n - len(images)}
+    assert source.counts()["connections"] == 1
     assert 2 <= len(images) < n
     assert [m.sequence for m in seen] == list(range(len(seen)))
 

@@ -68,6 +68,7 @@ def test_keys_are_those_that_others_rely_on() -> None:
     summary = build(builder)
     assert set(summary) == {
         "streams",
+        "sources",
         "registration",
         "navigation",
         "hud",
