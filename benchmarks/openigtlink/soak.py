@@ -31,6 +31,7 @@ from nav.runtime.clock import SystemClock
 from nav.runtime.essentials import CaseEssentials
 from nav.runtime.events import SetPlan, StartGuidance
 from nav.runtime.memory import keep_freed_memory
+from nav.runtime.messages import Message, PoseMessage
 from nav.runtime.plugins import make_source
 from nav.runtime.snapshot import NavigationSnapshot
 
@@ -38,6 +39,10 @@ HERE = Path(__file__).resolve().parent
 #: A number may outlive its pose by this.
 SURVIVAL_MS = 250.0
 CLOSED_MS, SILENT_MS, BACK_MS = 100.0, 1000.0, 1000.0
+#: Troubles in which the connection breaks: what was sent into it shortly before and after may be lost, nothing else.
+BREAKING = ("close", "reset", "restart", "half_message", "garbage")
+LOST_WITH_IT_NS = 200_000_000
+MEMORY_MB_PER_HOUR, CORES = 20.0, 0.4
 EYE = np.eye(4).tolist()
 
 
@@ -68,13 +73,15 @@ def room(tracker: int, ultrasound: int) -> RoomConfig:
 
 
 class Watch:
-    """What every snapshot said of the needle."""
+    """What every snapshot said of the needle, and which of its poses came."""
 
     def __init__(self) -> None:
+        self.stamps = array("q")
         self.now_ns = array("q")
         self.has_number = array("b")
         self.link_lost = array("b")
         self.tool_lost = array("b")
+        self.image_live = array("b")
 
     def on_tick(self, snapshot: NavigationSnapshot) -> None:
         state = next(s.state for s in snapshot.streams if s.name == "NeedleToTracker")
@@ -82,6 +89,12 @@ class Watch:
         self.has_number.append(snapshot.guidance is not None or snapshot.needle.pose is not None)
         self.link_lost.append(state == "link_lost")
         self.tool_lost.append(state == "lost")
+        self.image_live.append(any(s.kind == "image" and s.state == "live" for s in snapshot.streams))
+
+    def record_message(self, message: Message, raw: bytes | memoryview | None) -> None:  # noqa: ARG002
+        """As a recorder: called with everything that a source delivers."""
+        if isinstance(message, PoseMessage) and message.device == "NeedleToTracker" and message.sender_ns:
+            self.stamps.append(message.sender_ns)
 
 
 def measure(minutes: float, seed: int) -> dict[str, Any]:
@@ -98,6 +111,7 @@ def measure(minutes: float, seed: int) -> dict[str, Any]:
     config = room(*ports)
     sources = tuple(make_source(s, clock) for s in config.sources)
     live = LiveStreams(config, sources, clock, CaseEssentials(""), out=None, on_tick=watch.on_tick)
+    live.inbox.recorder = watch
     live.start()
     live.compute.submit(SetPlan((0.0, 0.0, 100.0), (0.0, 0.0, 0.0)))
     live.compute.submit(StartGuidance())
@@ -119,7 +133,6 @@ def measure(minutes: float, seed: int) -> dict[str, Any]:
     statistics = {s.name: repr(s.statistics()) for s in sources}  # type: ignore[attr-defined]
     live.stop()
     server.wait(5)
-    received = next(s.received for s in live.compute.snapshots.peek().streams if s.name == "NeedleToTracker")  # type: ignore[union-attr]
     return {
         "minutes": minutes,
         "problem": live.problem,
@@ -127,7 +140,8 @@ def measure(minutes: float, seed: int) -> dict[str, Any]:
         "sources": statistics,
         **judge(facts, watch),
         **resources(usage),
-        "needle_poses_received": received,
+        "tracker_connections": sources[0].connections,  # type: ignore[attr-defined]
+        "poses_missing": missing(facts, watch),
     }
 
 
@@ -145,7 +159,7 @@ def judge(facts: list[dict[str, Any]], watch: Watch) -> dict[str, Any]:
     for first, second in zip(begun, ended, strict=False):
         kind = first["trouble"]
         found = troubles.setdefault(kind, {"named_ms": [], "back_ms": []})
-        if kind in ("close", "reset", "restart", "half_message", "garbage", "stall"):
+        if kind in (*BREAKING, "stall"):
             from_ns = first["at_ns"] - 20_000_000  # it was done just before it was said
             named = now[(now >= from_ns) & np.frombuffer(watch.link_lost, np.int8).astype(bool)]
             late = kind != "stall" or second["at_ns"] - first["at_ns"] > 1.2e9
@@ -164,8 +178,20 @@ def judge(facts: list[dict[str, Any]], watch: Watch) -> dict[str, Any]:
         "poses_sent": len(true),
         "survival_ms": {"p50": float(np.median(survival)), "max": float(survival.max())},
         "troubles": gaps,
+        "images_live_at_the_end": bool(np.frombuffer(watch.image_live, np.int8)[np.searchsorted(now, over - 10**9)]),
         "clock_steps": sum(f["trouble"] == "clock_step" for f in begun),
     }
+
+
+def missing(facts: list[dict[str, Any]], watch: Watch) -> dict[str, int]:
+    """True poses that were sent and did not come: into a connection that broke, and otherwise (which must not be)."""
+    over = next(f for f in facts if f["event"] == "over")
+    came = {*watch.stamps}
+    # A stamp comes back as the nearest that the wire can say; it is exact to the nanosecond.
+    lost = [at for at, stamp in zip(over["true_ns"], over["stamps"], strict=True) if stamp not in came]
+    breaks = [f["at_ns"] for f in facts if f["event"] == "begin" and f["trouble"] in BREAKING] + [over["at_ns"]]
+    excused = sum(any(abs(at - moment) < LOST_WITH_IT_NS for moment in breaks) for at in lost)
+    return {"in_a_broken_connection": excused, "otherwise": len(lost) - excused}
 
 
 def _worst(values: list[float]) -> dict[str, float] | None:
@@ -194,6 +220,19 @@ def failures(report: dict[str, Any]) -> list[str]:
             found.append(f"{kind}: named after {f['named_ms']['max']:.0f} ms, limit {limit:.0f}")
         if f["back_ms"] and f["back_ms"]["max"] > BACK_MS:
             found.append(f"{kind}: back after {f['back_ms']['max']:.0f} ms, limit {BACK_MS:.0f}")
+    if report["poses_missing"]["otherwise"]:
+        found.append(f"{report['poses_missing']['otherwise']} poses lost in a sound connection")
+    if not report["images_live_at_the_end"]:
+        found.append("no images at the end, 4 s after the last trouble")
+    slope = report["rss_mb"]["per_hour"]
+    if slope is not None and report["minutes"] >= 10 and slope > MEMORY_MB_PER_HOUR:
+        found.append(f"memory grows by {slope:.0f} MB per hour, limit {MEMORY_MB_PER_HOUR:.0f}")
+    for what, spread in (("threads", 0), ("files", 2)):  # two sources may be between connections
+        least, most = report[what]["least"], report[what]["most"]
+        if most - least > spread:
+            found.append(f"{what}: {least} to {most}")
+    if report["cpu_cores"] > CORES:
+        found.append(f"{report['cpu_cores']:.2f} cores, limit {CORES}")
     return found
 
 

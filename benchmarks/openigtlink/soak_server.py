@@ -1,7 +1,7 @@
 """A tracker and an ultrasound scanner that misbehave by script, and keep the truth; see ``soak.py``.
 
 ``soak_server.py TRACKER_PORT ULTRASOUND_PORT SECONDS SEED``. Writes one JSON object per line to standard output: events
-with their times, and at the end when each pose was sent that was true (times of ``CLOCK_MONOTONIC``, ns).
+with their times (``CLOCK_MONOTONIC``, ns), and at the end when each pose was sent that was true, and with which stamp.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from drivers.openigtlink.codec import encode_image, encode_status, encode_transf
 #: What can happen to the tracker, and how often in comparison.
 TROUBLES = {
     "close": 3, "reset": 3, "stall": 3, "stall_alive": 2, "restart": 2, "garbage": 2, "clock_step": 2,
-    "lost_silent": 3, "lost_identity": 2, "half_message": 2,
+    "lost_silent": 3, "lost_identity": 2, "lost_status": 2, "lost_frozen": 2, "half_message": 2,
 }  # fmt: skip
 CALM_S = (2.0, 5.0)
 TROUBLE_S = (0.4, 2.5)
@@ -99,13 +99,24 @@ def pose(t: float) -> np.ndarray[Any, Any]:
     return m
 
 
-def ultrasound(port: int, end_ns: int) -> None:
+def ultrasound(port: int, end_ns: int, rng: random.Random) -> None:
+    """Images, with a connection that breaks now and then, and pauses."""
     server, n = Server(port), 0
     picture = np.random.default_rng(0).integers(0, 255, (1, 512, 512), dtype=np.uint8)
     at = now_ns()
+    change_ns = at + 8_000_000_000
     while at < end_ns:
         at += 33_333_333
         time.sleep(max(0.0, (at - now_ns()) * 1e-9))
+        if at > change_ns and at < end_ns - 5_000_000_000:
+            change_ns = at + int(rng.uniform(5.0, 15.0) * 1e9)
+            match rng.randrange(3):
+                case 0:
+                    server.drop()
+                case 1:
+                    server.drop(reset=True)
+                case _:
+                    at += 1_500_000_000  # silent
         picture[0, 0, 0] = n % 256
         server.send(encode_image("Image", picture, np.eye(4), sender_ns=time.time_ns()))
         n += 1
@@ -117,13 +128,17 @@ def main() -> None:
     tracker = Server(int(tracker_port))
     begin = now_ns()
     end = begin + int(float(seconds) * 1e9)
-    threading.Thread(target=ultrasound, args=(int(ultrasound_port), end), daemon=True).start()
+    threading.Thread(
+        target=ultrasound, args=(int(ultrasound_port), end, random.Random(rng.random())), daemon=True
+    ).start()
     say(event="ready", at_ns=begin)
     true_ns: list[int] = []
+    stamps: list[int] = []
     trouble = ""
     change_ns = begin + 5_000_000_000
     step_ns = 0
     alive_ns = at = begin
+    last = pose(0.0)
     while at < end:
         at += 16_666_667
         time.sleep(max(0.0, (at - now_ns()) * 1e-9))
@@ -167,10 +182,19 @@ def main() -> None:
         if trouble == "lost_identity":
             tracker.send(encode_transform("NeedleToTracker", np.eye(4), sender_ns=stamp))
             continue
+        if trouble == "lost_status":
+            status = {"TransformStatus": "OUT_OF_VIEW"}
+            tracker.send(encode_transform("NeedleToTracker", pose(t), sender_ns=stamp, version=2, metadata=status))
+            continue
+        if trouble == "lost_frozen":
+            tracker.send(encode_transform("NeedleToTracker", last, sender_ns=stamp))
+            continue
+        last = pose(t)
         sent_ns = now_ns()
-        if tracker.send(encode_transform("NeedleToTracker", pose(t), sender_ns=stamp)):
+        if tracker.send(encode_transform("NeedleToTracker", last, sender_ns=stamp)):
             true_ns.append(sent_ns)
-    say(event="over", at_ns=now_ns(), true_ns=true_ns)
+            stamps.append(stamp)
+    say(event="over", at_ns=now_ns(), true_ns=true_ns, stamps=stamps)
 
 
 if __name__ == "__main__":
