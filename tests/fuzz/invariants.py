@@ -282,7 +282,8 @@ def _check_decoded(
         assert decoded.sender_ns is None
     else:
         assert decoded.sender_ns is not None
-        assert abs(decoded.sender_ns - (seconds * 10**9 + fraction * 10**9 / 2**32)) <= 129  # ulp of a float there
+        # Whole numbers: the nearest nanosecond.
+        assert abs((decoded.sender_ns << 32) - 10**9 * ((seconds << 32) + fraction)) <= 1 << 31, "another time"
     if problem:
         assert isinstance(decoded, UnusedMessage), f"{type(decoded).__name__} of a content that is refused: {problem}"
         # What nobody uses is kept as it came: it is taken apart only where somebody looks at it.
