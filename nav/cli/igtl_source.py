@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
+from drivers.openigtlink import crc64, pose_kernel
 from drivers.openigtlink.inspection import StreamTable
 from drivers.openigtlink.receiver import compile_kernels
 from drivers.openigtlink.source import IgtlSource
@@ -32,9 +33,11 @@ _ASKED_HZ = 60.0
 
 
 def prepare(steps: Steps) -> None:
-    """Compile (or load) what receiving needs, visibly."""
+    """Compile (or load) what receiving and reading poses needs, visibly."""
     with steps.step("Preparing to receive"):
         compile_kernels()
+        for spec in (*crc64.KERNELS, *pose_kernel.KERNELS):
+            spec.compile()
 
 
 def source_config(
