@@ -19,6 +19,7 @@ import numpy as np
 from numba import config as numba_config
 from numpy.typing import NDArray
 
+from drivers.openigtlink import crc64, pose_kernel
 from drivers.openigtlink import receive_kernel as k
 from drivers.openigtlink.crc64 import TABLES
 from drivers.openigtlink.framing import keeps
@@ -82,7 +83,7 @@ class Taken:
 
 
 def compile_kernels() -> None:
-    """Compile or load what receiving needs.
+    """Compile or load what receiving, and reading a pose, needs.
 
     Raises
     ------
@@ -91,7 +92,7 @@ def compile_kernels() -> None:
     """
     if getattr(numba_config, "DISABLE_JIT", 0):
         raise RuntimeError("receiving OpenIGTLink needs compiled kernels: unset NUMBA_DISABLE_JIT")
-    for spec in k.KERNELS:
+    for spec in (*crc64.KERNELS, *k.KERNELS, *pose_kernel.KERNELS):
         spec.compile()
 
 
