@@ -33,8 +33,9 @@ __all__ = ["IgtlSource", "SourceStatistics", "backoff_s", "make_source"]
 
 _LOG = logging.getLogger(__name__)
 
-#: Waits between attempts: at once after a loss (a restarted server must be back within a second), then longer.
-_WAITS_S = (0.05, 0.25, 0.5, 1.0, 2.0, 5.0)
+#: Waits between attempts: at once after a loss, then longer; never so long that a server that is sound again is not
+#: back within a second. (Where a person has to confirm each connection, there is ``reconnect = false``.)
+_WAITS_S = (0.05, 0.25, 0.5, 0.75)
 #: Where nobody is (refused, no answer, no way there), it is asked again soon: that costs one packet, bothers nobody,
 #: and the server is found within a second of its return.
 _NOBODY_WAIT_S = 0.5
@@ -45,6 +46,9 @@ _CONNECT_TIMEOUT_S = 0.7
 _TICK_S = 0.1
 #: A message must be complete this long after its first byte, plus a second per megabyte of it.
 _STALL_S = 5.0
+#: Names counted one by one; a peer that invents more has the rest counted together.
+_NAMES = 256
+_OTHERS = ("others", "")
 #: A peer that does not take a message of ours within this time is given up.
 _SEND_TIMEOUT_S = 2.0
 
@@ -94,7 +98,7 @@ def backoff_s(failures: int, *, nobody: bool = False, asked_s: float = 0.0) -> f
     Returns
     -------
     float
-        0.05, then 0.25 doubling to 5 s; where nobody was found, never more than 0.5 s from attempt to attempt.
+        0.05, then 0.25, 0.5, 0.75; where nobody was found, never more than 0.5 s from attempt to attempt.
     """
     wait = _WAITS_S[min(max(failures, 0), len(_WAITS_S) - 1)]
     return max(_WAITS_S[0], min(wait, _NOBODY_WAIT_S) - asked_s) if nobody else wait
@@ -424,10 +428,11 @@ class IgtlSource:
             return
         header = parse_header(taken.raw)
         if taken.kind is Kind.DROPPED:
-            self._dropped[header.type_name, header.device] += 1
-            self._videos.lost(header.device)
+            key = (header.type_name, header.device)
+            self._dropped[key if key in self._dropped or len(self._dropped) < _NAMES else _OTHERS] += 1
         else:
-            self.skipped[header.type_name] += 1
+            name = header.type_name
+            self.skipped[name if name in self.skipped or len(self.skipped) < _NAMES else _OTHERS[0]] += 1
 
 
 def _send_whole(sock: socket.socket, raw: bytes) -> None:

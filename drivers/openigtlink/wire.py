@@ -60,11 +60,11 @@ _KIB, _MIB = 1 << 10, 1 << 20
 #: because the kernel that receives looks them up one by one.
 _LIMITS: dict[str, int] = {
     "TRANSFORM": 64 * _KIB,
-    "TDATA": _MIB,
+    "TDATA": 128 * _KIB,
     "IMAGE": 128 * _MIB,
     "POSITION": 64 * _KIB,
     "QTRANS": 64 * _KIB,
-    "QTDATA": _MIB,
+    "QTDATA": 128 * _KIB,
     "STATUS": 128 * _KIB,
     "STRING": 256 * _KIB,
     "VIDEO": 128 * _MIB,
