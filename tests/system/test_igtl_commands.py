@@ -723,10 +723,8 @@ def test_doctor_for_a_person_ends_with_the_entry_to_paste(capfd: pytest.CaptureF
 # -- the C++ examples ------------------------------------------------------------------------------------------------
 
 
-def test_doctor_of_the_cpp_tracking_data_server(
-    capfd: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    program, port = build("TrackingDataServer", tmp_path_factory.mktemp("examples")), free_port()
+def test_doctor_of_the_cpp_tracking_data_server(capfd: pytest.CaptureFixture[str], examples: Path) -> None:
+    program, port = build("TrackingDataServer", examples), free_port()
     with running(program, port):
         connect(port).close()
         code, _ = examine(capfd, port, "--once")
@@ -738,10 +736,8 @@ def test_doctor_of_the_cpp_tracking_data_server(
     assert set(stream["tools"]) == {"Channel 0", "Channel 1", "Channel 2"}
 
 
-def test_listen_to_the_cpp_tracker_server(
-    capfd: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    program, port = build("TrackerServer", tmp_path_factory.mktemp("examples")), free_port()
+def test_listen_to_the_cpp_tracker_server(capfd: pytest.CaptureFixture[str], examples: Path) -> None:
+    program, port = build("TrackerServer", examples), free_port()
     with running(program, port, 50):
         code, report = listen(capfd, port, "--duration", "3")
     assert code == ExitCode.OK
