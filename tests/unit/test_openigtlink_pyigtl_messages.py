@@ -9,6 +9,7 @@ import pytest
 pyigtl = pytest.importorskip("pyigtl")
 
 from drivers.openigtlink import pyigtl_messages  # noqa: E402
+from drivers.openigtlink.codec import encode_image  # noqa: E402
 from drivers.openigtlink.contents import StatusContent, StringContent, TransformContent, query_of  # noqa: E402
 from drivers.openigtlink.errors import EncodeError  # noqa: E402
 from drivers.openigtlink.pyigtl_messages import ContentMessage, message_types, register  # noqa: E402
@@ -102,3 +103,18 @@ def test_the_same_bytes_as_pyigtl_where_it_is_right() -> None:
     ours = ContentMessage(StringContent("hello"), "T", 7.25, header_version=2, metadata={"a": "b"})
     assert ours.pack() == text.pack()
     assert "hello" in str(ours)
+
+
+def test_what_replacing_its_own_classes_is_for() -> None:
+    import numpy as np
+
+    part = encode_image("CT", np.ones((2, 3, 4), np.uint8), np.eye(4), whole_size=(9, 8, 7), offset=(1, 2, 3))
+    with pytest.raises(NotImplementedError):
+        received(part)
+    with pytest.raises(UnicodeEncodeError):
+        pyigtl.StringMessage("Größe", device_name="T").pack()
+    register(replace=["IMAGE", "STRING"])
+    message = received(part)
+    assert isinstance(message, ContentMessage)
+    assert message.pack()[58:] == part[58:]
+    assert parse_message(ContentMessage(StringContent("Größe", 106), "T").pack()).type_name == "STRING"

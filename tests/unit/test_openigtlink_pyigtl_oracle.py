@@ -1,4 +1,4 @@
-"""Packing against pyigtl's, where pyigtl's is right (TRANSFORM, IMAGE, STRING)."""
+"""Packing against pyigtl's, where pyigtl's is right: TRANSFORM, IMAGE, STRING, POINT, POLYDATA in part."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drivers.openigtlink.codec import decode, encode_image, encode_string, encode_transform
+from drivers.openigtlink.codec import decode, encode_content, encode_image, encode_string, encode_transform
+from drivers.openigtlink.contents import (
+    Point,
+    PointContent,
+    PolyDataContent,
+    PositionContent,
+    cell_array,
+    unpack_message,
+)
+from drivers.openigtlink.wire import parse_message
 from nav.runtime.messages import ImageMessage, PoseMessage, TextMessage
 
 messages = pytest.importorskip("pyigtl.messages")
@@ -70,6 +79,65 @@ def test_colour_image() -> None:
     array = np.arange(1 * 4 * 5 * 3, dtype=np.uint8).reshape(1, 4, 5, 3)
     theirs = pack(messages.ImageMessage(array, np.eye(4), "ras", timestamp=STAMP_S, device_name="Image"), 1)
     assert encode_image("Image", array, np.eye(4), **common(1)) == theirs
+
+
+def test_image_in_lps() -> None:
+    """pyigtl writes the matrix that it is given and calls it LPS, its default: the same place, stated in other axes."""
+    array, place = np.arange(24, dtype=np.int16).reshape(2, 3, 4), MATRIX @ np.diag([0.5, 0.25, 2.0, 1.0])
+    in_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ place
+    theirs = pack(messages.ImageMessage(array, in_lps, timestamp=STAMP_S, device_name="Image"), 1)
+    assert encode_image("Image", array, place, coordinate="lps", **common(1)) == theirs
+    decoded = decode(theirs, source="", sequence=0, arrival_ns=0)
+    assert isinstance(decoded, ImageMessage)
+    np.testing.assert_allclose(decoded.mm_from_index, place)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_points(version: int) -> None:
+    theirs = messages.PointMessage(
+        positions=[[1.5, -2.25, 3], [4, 5, 6]], names=["tip", "Lésion"], rgba_colors=[[1, 2, 3, 4], [255, 0, 128, 255]],
+        diameters=[2.5, 0], groups=["A", "B"], owners="CT", timestamp=STAMP_S, device_name="Points",
+    )  # fmt: skip
+    ours = PointContent(
+        (
+            Point("tip", (1.5, -2.25, 3.0), "A", (1, 2, 3, 4), 2.5, "CT"),
+            Point("Lésion", (4.0, 5.0, 6.0), "B", (255, 0, 128, 255), 0.0, "CT"),
+        )
+    )
+    raw = encode_content("Points", ours, **common(version))
+    assert raw == pack(theirs, version)
+    assert unpack_message(parse_message(raw)) == ours
+    read = unpack(raw)
+    assert (read.names, read.groups, read.owners) == (["tip", "Lésion"], ["A", "B"], ["CT", "CT"])
+    assert read.positions == [(1.5, -2.25, 3.0), (4.0, 5.0, 6.0)]
+
+
+def test_one_point_with_its_defaults() -> None:
+    theirs = messages.PointMessage([7, 8, 9], timestamp=STAMP_S, device_name="P")
+    ours = PointContent((Point("", (7, 8, 9), rgba=(255, 255, 0, 255)),))
+    assert encode_content("P", ours, **common(1)) == pack(theirs, 1)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_polydata_without_vertices(version: int) -> None:
+    points = np.array([[0, 0, 0], [1.5, 0, 0], [1.5, 2, 0], [0, 2, -3.25]], np.float32)
+    lines, polygons, strips = cell_array([[0, 2]]), cell_array([[0, 1, 2], [0, 2, 3]]), cell_array([[0, 1, 2, 3]])
+    theirs = messages.PolyDataMessage(
+        points=points, lines=lines, polygons=polygons, triangle_strips=strips, timestamp=STAMP_S, device_name="Zone"
+    )
+    ours = PolyDataContent(points, lines=lines, polygons=polygons, strips=strips)
+    assert encode_content("Zone", ours, **common(version)) == pack(theirs, version)
+
+
+def test_what_pyigtl_packs_otherwise_than_the_protocol() -> None:
+    """POLYDATA's vertices in the machine's byte order; POSITION as a list of points with a rotation."""
+    vertices, points = cell_array([[0], [1]]), np.zeros((2, 3), np.float32)
+    theirs = messages.PolyDataMessage(points=points, vertices=vertices, timestamp=STAMP_S, device_name="Z").pack()
+    ours = encode_content("Z", PolyDataContent(points, vertices=vertices), **common(1))
+    assert ours[:58] != theirs[:58]  # the CRC
+    assert ours[58:].replace(vertices.astype(">u4").tobytes(), vertices.tobytes()) == theirs[58:]
+    position = messages.PositionMessage([1, 2, 3], [0, 0, 0, 1], timestamp=STAMP_S, device_name="P").pack()
+    assert len(position) > len(encode_content("P", PositionContent((1, 2, 3), (0, 0, 0, 1))))
 
 
 @pytest.mark.parametrize("version", [1, 2])
