@@ -64,11 +64,10 @@ def paced(case: Case, send: Any) -> None:
 
 
 def send_ours(port: int, case: Case) -> None:
-    from drivers.openigtlink import crc64, pose_kernel
-    from drivers.openigtlink.codec import encode_image, encode_transform
+    from drivers.openigtlink.codec import KERNELS, encode_image, encode_transform
     from drivers.openigtlink.sink import IgtlServer
 
-    for spec in (*crc64.KERNELS, *pose_kernel.KERNELS):
+    for spec in KERNELS:
         spec.compile()
     matrix = np.eye(4)
     with IgtlServer(port=port, keep_alive_s=None) as server:

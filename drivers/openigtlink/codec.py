@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from drivers.openigtlink import crc64, pose_kernel
 from drivers.openigtlink.contents import (
     DATA_TYPES,
     IMAGE_HEADER_SIZE,
@@ -53,6 +54,7 @@ from drivers.openigtlink.wire import (
 )
 from nav.config.room import ImageStreamConfig, SourceConfig
 from nav.geometry.frames import FrameNameError, TransformName
+from nav.geometry.kernels import KernelSpec
 from nav.geometry.poses import PoseStatus
 from nav.geometry.rigid import ORTHONORMAL_TOLERANCE
 from nav.guidance.health import StreamFinding
@@ -68,6 +70,7 @@ from nav.runtime.messages import (
 
 __all__ = [
     "FARTHEST_MM",
+    "KERNELS",
     "decode",
     "encode_content",
     "encode_image",
@@ -77,6 +80,9 @@ __all__ = [
     "encode_tdata",
     "encode_transform",
 ]
+
+#: What packing and reading need.
+KERNELS: tuple[KernelSpec, ...] = (*crc64.KERNELS, *pose_kernel.KERNELS)
 
 #: No tracker measures 100 m; a translation beyond it is damage (or an uninitialised buffer), not a pose.
 FARTHEST_MM = 1e5

@@ -6,7 +6,6 @@ is left out there rather than shown with a pose that means nothing.
 
 from __future__ import annotations
 
-import fnmatch
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,8 @@ import numpy as np
 
 from drivers.openigtlink.codec import encode_content
 from drivers.openigtlink.contents import (
+    POSE_TYPES,
+    TRACKING_TYPES,
     QuaternionTrackingContent,
     StatusContent,
     TrackingContent,
@@ -22,6 +23,7 @@ from drivers.openigtlink.contents import (
     unpack_message,
 )
 from drivers.openigtlink.errors import EncodeError, WireError
+from drivers.openigtlink.selection import Filter
 from drivers.openigtlink.sink import Kind
 from drivers.openigtlink.wire import (
     DEVICE_NAME_BYTES,
@@ -36,10 +38,8 @@ from nav.runtime.messages import Message, PoseMessage, ToolReport
 
 __all__ = ["Forwarded", "Forwarding", "RenameError", "renames"]
 
-_POSES = frozenset({"TRANSFORM", "POSITION", "QTRANS", "TDATA", "QTDATA"})
-_SEVERAL = frozenset({"TDATA", "QTDATA"})
 #: Streams, of which a slow client gets the newest, with how many may wait; everything else is never dropped.
-_DEPTH = {**dict.fromkeys(_POSES, 32), "SENSOR": 32, "IMAGE": 2, "VIDEO": 2, "NDARRAY": 2, "POLYDATA": 2}
+_DEPTH = {**dict.fromkeys(POSE_TYPES, 32), "SENSOR": 32, "IMAGE": 2, "VIDEO": 2, "NDARRAY": 2, "POLYDATA": 2}
 _NAME_AT = slice(14, 34)
 _IDENTITY = np.eye(4)
 
@@ -102,8 +102,8 @@ class Forwarding:
 
     Attributes
     ----------
-    types, names : tuple of str
-        Shell patterns of what is sent on; empty: all. Names are those of the source.
+    wanted : Filter
+        What is sent on. Names are those of the source.
     rename : mapping
         See `renames`; applies to devices, and to the tools of TDATA and QTDATA that are split.
     split : bool
@@ -115,8 +115,7 @@ class Forwarding:
         Why → messages (or tools) that were not sent on.
     """
 
-    types: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
+    wanted: Filter = Filter()  # noqa: RUF009 - frozen
     rename: Mapping[str, str] = field(default_factory=dict)
     split: bool = False
     downgrade: bool = False
@@ -125,10 +124,10 @@ class Forwarding:
     def messages(self, message: Message, raw: bytes | memoryview) -> list[Forwarded]:
         """What to send for a message that was received as ``raw`` and decoded to ``message``."""
         header = parse_header(raw)
-        if not (_any(self.types, header.type_name) and _any(self.names, header.device)):
+        if not self.wanted.takes(header.type_name, header.device):
             self.refused["not asked for"] += 1
             return []
-        if self.split and header.type_name in _SEVERAL and isinstance(message, PoseMessage):
+        if self.split and header.type_name in TRACKING_TYPES and isinstance(message, PoseMessage):
             return self._tools(message, header.version)
         if header.device in self.rename:
             raw = _renamed(raw, self.rename[header.device])
@@ -178,10 +177,6 @@ class Forwarding:
                 return None
             content = seen
         return pack_message(wire.type_name, wire.device, content, stamp=wire.stamp)
-
-
-def _any(patterns: tuple[str, ...], text: str) -> bool:
-    return not patterns or any(fnmatch.fnmatchcase(text, pattern) for pattern in patterns)
 
 
 def _renamed(raw: bytes | memoryview, name: str) -> bytes:

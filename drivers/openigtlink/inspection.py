@@ -12,7 +12,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from drivers.openigtlink.contents import Content, ImageContent, content_class, unpack_message
+from drivers.openigtlink.contents import (
+    POSE_TYPES,
+    TRACKING_TYPES,
+    Content,
+    ImageContent,
+    content_class,
+    unpack_message,
+)
 from drivers.openigtlink.errors import WireError
 from drivers.openigtlink.frame_groups import FrameGroups
 from drivers.openigtlink.image_checks import Finding
@@ -38,9 +45,6 @@ GAP_AFTER = 10
 USUAL_EVERY = 16
 #: Share of intervals that are gaps from which on a stream is called uneven.
 GAP_SHARE = 0.01
-
-_POSES = frozenset({"TRANSFORM", "POSITION", "QTRANS", "TDATA", "QTDATA"})
-_SEVERAL = frozenset({"TDATA", "QTDATA"})
 
 
 class StreamRow:
@@ -220,7 +224,7 @@ class StreamTable:
         return row
 
     def _poses(self, row: StreamRow, message: PoseMessage) -> None:
-        several = row.type_name in _SEVERAL
+        several = row.type_name in TRACKING_TYPES
         for report in message.tools:
             row.statuses[report.status.value if report.status_stated or report.problem else "(none stated)"] += 1
             if several and (report.name in row.tools or len(row.tools) < STREAMS):
@@ -261,7 +265,7 @@ class StreamTable:
         """All streams, by type and device: poses first, images next, then the rest."""
 
         def place(row: StreamRow) -> tuple[int, str, str]:
-            rank = 0 if row.type_name in _POSES else 1 if row.type_name in ("IMAGE", "VIDEO") else 2
+            rank = 0 if row.type_name in POSE_TYPES else 1 if row.type_name in ("IMAGE", "VIDEO") else 2
             return rank, row.type_name, row.device
 
         return sorted(self._rows.values(), key=place)
@@ -389,7 +393,8 @@ class StreamTable:
                 )
             )
         usual = row.usual_ms
-        if usual is not None and row.gaps > GAP_SHARE * row.intervals and row.type_name in (*_POSES, "IMAGE", "VIDEO"):
+        periodic = row.type_name in POSE_TYPES | {"IMAGE", "VIDEO"}
+        if usual is not None and row.gaps > GAP_SHARE * row.intervals and periodic:
             found.append(
                 Finding(
                     "gaps",

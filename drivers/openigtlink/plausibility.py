@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from drivers.openigtlink.contents import ImageContent
+from drivers.openigtlink.contents import TRACKING_TYPES, ImageContent
 from drivers.openigtlink.image_checks import Finding, check_image
 from drivers.openigtlink.wire import DEVICE_NAME_BYTES, WireMessage
 from nav.config.room import ImageStreamConfig, SourceConfig, ToolStreamConfig
@@ -31,8 +31,6 @@ CLOCK_AHEAD_S, CLOCK_APART_S = 0.05, 2.0
 PAUSE_NS, PAUSES = 500_000_000, 3
 #: (type, device) pairs followed; a sender that invents names must not fill the memory.
 PAIRS = 1024
-
-_SEVERAL = frozenset({"TDATA", "QTDATA"})
 
 
 class _Tool:
@@ -197,7 +195,7 @@ class PlausibilityChecks:
 
     def _poses(self, message: PoseMessage, wire: WireMessage) -> None:
         # In TDATA the names are the tools'.
-        several = wire.type_name in _SEVERAL
+        several = wire.type_name in TRACKING_TYPES
         for report in message.tools:
             name = report.name if several else message.device
             if several and name not in self._names and len(self._names) < PAIRS:

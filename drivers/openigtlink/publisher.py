@@ -19,6 +19,7 @@ from scipy.spatial.transform import Rotation
 from drivers.openigtlink.codec import encode_content, encode_image, encode_status, encode_string
 from drivers.openigtlink.commands import CommandError, NavigationControl, Reply, carry_out, parse_command
 from drivers.openigtlink.contents import (
+    TRACKING_TYPES,
     CapabilityContent,
     CommandContent,
     CommandReplyContent,
@@ -73,7 +74,7 @@ CLIENT_REQUESTS, ALL_REQUESTS = 8, 64
 
 #: What every client gets unless it says STP_, and what only those get who say STT_.
 _PUSHED = frozenset({"TRANSFORM", "POLYDATA", "STRING"})
-_ON_REQUEST = frozenset({"TDATA", "QTDATA", "IMAGE"})
+_ON_REQUEST = TRACKING_TYPES | {"IMAGE"}
 #: Answer to GET_CAPABIL.
 SERVED = (
     "TRANSFORM", "POLYDATA", "STRING", "IMAGE", "TDATA", "QTDATA", "STATUS", "CAPABILITY",
@@ -422,7 +423,7 @@ class NavigationPublisher:
         verb, asked = query
         if verb == "GET":
             self._confirm_unless(client, message, self._get(client, asked, message.device))
-        elif asked in ("TDATA", "QTDATA"):
+        elif asked in TRACKING_TYPES:
             self._confirm(client, message, done=self._track(client, message, asked, verb == "STT"))
         elif asked in _PUSHED | _ON_REQUEST:
             with self._lock:

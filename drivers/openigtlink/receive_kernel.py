@@ -58,7 +58,6 @@ SOCKET = 11  # of the connection; below 0: there is none
 FOUND_CRC = 12  # of the message that failed
 RECEIVED = 13  # messages completed on this connection
 WAITS = 14  # times that the socket was not read because there was no room
-DROPPED = 15  # images given up for newer ones
 LAST_NS = 16  # of the last byte
 DELIVERING = 17  # 1 while a thread delivers
 # The state of framing, kept over returns.
@@ -389,7 +388,6 @@ def _find_slot(control: Any, descriptors: Any, headers: Any, slots: Any, mutex: 
                 break
         if best >= 0:
             descriptors[slots[best, SLOT_DESCRIPTOR] % n, KIND] = DROPPED_IMAGE
-            control[DROPPED] += 1
     if best >= 0:
         slots[best, SLOT_STATE] = FILLING
     _unlock(address)

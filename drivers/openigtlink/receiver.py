@@ -19,13 +19,17 @@ import numpy as np
 from numba import config as numba_config
 from numpy.typing import NDArray
 
-from drivers.openigtlink import crc64, pose_kernel
+from drivers.openigtlink import codec
 from drivers.openigtlink import receive_kernel as k
 from drivers.openigtlink.crc64 import TABLES
 from drivers.openigtlink.framing import keeps
 from drivers.openigtlink.wire import Limits, PeerGone, WireError, crc_mismatch, parse_header
+from nav.geometry.kernels import KernelSpec
 
-__all__ = ["IMAGE_TYPES", "Kind", "Outcome", "ReceiveRing", "Taken", "compile_kernels"]
+__all__ = ["IMAGE_TYPES", "KERNELS", "Kind", "Outcome", "ReceiveRing", "Taken", "compile_kernels"]
+
+#: What receiving, and reading a pose, needs.
+KERNELS: tuple[KernelSpec, ...] = (*codec.KERNELS, *k.KERNELS)
 
 #: Types of which the newest message replaces those that wait. Not VIDEO: its frames rest on those before them.
 IMAGE_TYPES = ("IMAGE",)
@@ -83,7 +87,7 @@ class Taken:
 
 
 def compile_kernels() -> None:
-    """Compile or load what receiving, and reading a pose, needs.
+    """Compile or load `KERNELS`.
 
     Raises
     ------
@@ -92,7 +96,7 @@ def compile_kernels() -> None:
     """
     if getattr(numba_config, "DISABLE_JIT", 0):
         raise RuntimeError("receiving OpenIGTLink needs compiled kernels: unset NUMBA_DISABLE_JIT")
-    for spec in (*crc64.KERNELS, *k.KERNELS, *pose_kernel.KERNELS):
+    for spec in KERNELS:
         spec.compile()
 
 

@@ -6,14 +6,13 @@ import json
 import re
 from dataclasses import dataclass
 
+from drivers.openigtlink.contents import POSE_TYPES, TRACKING_TYPES
 from drivers.openigtlink.inspection import StreamRow
 from nav.config.room import TOOL_LOST_MS, TOOL_PERIODS, SubscriptionConfig
 from nav.geometry.frames import FrameNameError, TransformName, check_frame_name
 
 __all__ = ["SourceEntry", "source_entry"]
 
-_SEVERAL = frozenset({"TDATA", "QTDATA"})
-_ONE = frozenset({"TRANSFORM", "POSITION", "QTRANS"})
 #: Where nothing is known of a rate.
 _TOOL_HZ, _IMAGE_HZ = 60.0, 30.0
 #: A tool slower than the default limit allows is given so many periods.
@@ -90,7 +89,7 @@ def source_entry(
             f"subscribe = [{{ kind = {_quoted(subscribe.kind)}, interval_ms = {subscribe.interval_ms} }}]"
             "  # it sends tracking data only when asked to"
         )
-    data = [row for row in rows if row.type_name in (_SEVERAL | _ONE | {"IMAGE", "VIDEO"})]
+    data = [row for row in rows if row.type_name in (POSE_TYPES | {"IMAGE", "VIDEO"})]
     if data and not any(row.stamped for row in data):
         lines.append('stamps = "arrival"              # it stamps nothing')
     tools = _tools(rows, asks)
@@ -105,11 +104,11 @@ def source_entry(
 def _tools(rows: list[StreamRow], asks: list[str]) -> list[str]:
     found: dict[str, StreamRow] = {}
     for row in rows:
-        if row.type_name in _ONE:
-            found.setdefault(row.device, row)
-        elif row.type_name in _SEVERAL:
+        if row.type_name in TRACKING_TYPES:
             for tool in row.tools:
                 found.setdefault(tool, row)
+        elif row.type_name in POSE_TYPES:
+            found.setdefault(row.device, row)
     lines: list[str] = []
     taken: set[str] = set()
     for device, row in found.items():

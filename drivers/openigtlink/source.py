@@ -21,7 +21,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from drivers.openigtlink.codec import decode
-from drivers.openigtlink.receiver import Kind, Outcome, ReceiveRing, Taken, compile_kernels
+from drivers.openigtlink.receiver import Kind, Outcome, ReceiveRing, Taken
 from drivers.openigtlink.requests import opening_messages
 from drivers.openigtlink.video_codecs import VideoDecoders
 from drivers.openigtlink.wire import Limits, PeerGone, WireError, parse_header
@@ -162,7 +162,6 @@ class IgtlSource:
         """
         if any(thread.is_alive() for thread in self._threads):
             raise RuntimeError(f"source {self.name}: runs already")
-        compile_kernels()
         self._stop.clear()
         self._again.clear()
         self._wait_s, self._failures, self._told = None, 0, ""

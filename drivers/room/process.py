@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from drivers.openigtlink import crc64, pose_kernel
+from drivers.openigtlink import codec
 from drivers.openigtlink.sink import IgtlServer
 from drivers.room.geometry import TOOLS, PatientGeometry, RoomSetup
 from drivers.room.operator import MIN_DURATION_S, Script
@@ -90,7 +90,7 @@ class _Device(ABC):
         self.state = _State(waiting, int(job["start_ns"]))
         if job.get("begin"):
             self._begin(job["begin"])
-        for kernel in (*crc64.KERNELS, *pose_kernel.KERNELS):
+        for kernel in codec.KERNELS:
             kernel.compile()
         self.server = IgtlServer(job["host"], int(job["port"]), name="PlusServer", allow=self.setup.simulation.allow)
 

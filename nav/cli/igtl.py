@@ -116,9 +116,10 @@ def listen(
       ablation-nav igtl listen tracker:18944 --subscribe tdata --interval-ms 20
       ablation-nav igtl listen plus:18944 --client-info NeedleToReference --client-info Image_Reference
     """
+    from drivers.openigtlink.selection import Filter
     from nav.cli.endpoints import endpoint
     from nav.cli.igtl_listen import listen_to
-    from nav.cli.igtl_source import Filter, source_config
+    from nav.cli.igtl_source import source_config
 
     host, port = endpoint(address, "HOST:PORT")
     return listen_to(
@@ -252,6 +253,7 @@ def bridge(
       ablation-nav igtl bridge tracker:18944 --serve 0.0.0.0:18950 --allow 192.0.2.0/24 --subscribe tdata --split
     """
     from drivers.openigtlink.forwarding import Forwarding, renames
+    from drivers.openigtlink.selection import Filter
     from nav.cli.endpoints import endpoint
     from nav.cli.igtl_bridge import bridge_from
     from nav.cli.igtl_source import source_config
@@ -268,7 +270,8 @@ def bridge(
         interval_ms=interval_ms,
         coordinate=coordinate,
     )
-    rules = Forwarding(tuple(types or ()), tuple(names or ()), renames(rename or ()), split=split, downgrade=v1)
+    wanted = Filter(tuple(types or ()), tuple(names or ()))
+    rules = Forwarding(wanted, renames(rename or ()), split=split, downgrade=v1)
     return bridge_from(
         config, serve_host, serve_port, allow=allow or (), rules=rules, duration_s=duration, as_json=as_json
     )

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+from drivers.openigtlink.contents import POSE_TYPES
 from drivers.openigtlink.image_checks import Finding
 from drivers.openigtlink.inspection import StreamRow, StreamTable
 from drivers.openigtlink.room_entry import SourceEntry, source_entry
@@ -27,7 +28,6 @@ __all__ = ["examine"]
 _CONNECT_S = 3.0
 #: How long one that has sent data may take to notice the end of the last connection, and to send on the next.
 _PATIENCE_S = 12.0
-_POSES = frozenset({"TRANSFORM", "POSITION", "QTRANS", "TDATA", "QTDATA"})
 _IMAGES = frozenset({"IMAGE", "VIDEO"})
 #: Numbers or pictures are wrong with these, whatever else is right.
 _SERIOUS = frozenset(
@@ -56,12 +56,12 @@ class _Phase:
     @property
     def data(self) -> list[StreamRow]:
         """Streams of poses and images."""
-        return [row for row in self.rows if row.type_name in _POSES | _IMAGES]
+        return [row for row in self.rows if row.type_name in POSE_TYPES | _IMAGES]
 
     @property
     def states(self) -> bool:
         """Whether any pose came with a status."""
-        return any(set(row.statuses) - {_NO_STATUS} for row in self.rows if row.type_name in _POSES)
+        return any(set(row.statuses) - {_NO_STATUS} for row in self.rows if row.type_name in POSE_TYPES)
 
 
 def examine(host: str, port: int, *, name: str, seconds: float, once: bool, ask: Sequence[str], as_json: bool) -> int:
@@ -147,7 +147,7 @@ def _phases(
         return
     asked = plain
     for kind in ("tdata", "qtdata"):
-        if not any(row.type_name in _POSES for row in asked.rows) and not stop.is_set():
+        if not any(row.type_name in POSE_TYPES for row in asked.rows) and not stop.is_set():
             asked = listen(f"asked for tracking data (STT_{kind.upper()})", subscribe=kind)
             yield asked
     subscribe = asked.config.subscribe[0].kind if asked.data and asked.config.subscribe else ""
@@ -193,7 +193,7 @@ def _best(phases: Sequence[_Phase]) -> _Phase:
     """The way of asking that gets most: data with status, else data, else anything; the simplest of those."""
 
     def worth(phase: _Phase) -> tuple[bool, bool, bool]:
-        poses = any(row.type_name in _POSES for row in phase.rows)
+        poses = any(row.type_name in POSE_TYPES for row in phase.rows)
         return bool(phase.data), poses, phase.states
 
     return max((p for p in phases if not p.config.client_info), key=worth)
@@ -255,7 +255,7 @@ def _ends(phase: _Phase) -> list[tuple[LinkState, str]]:
 
 
 def _data(best: _Phase) -> Iterator[Check]:
-    poses = [row for row in best.rows if row.type_name in _POSES]
+    poses = [row for row in best.rows if row.type_name in POSE_TYPES]
     images = [row for row in best.rows if row.type_name in _IMAGES]
     for name, rows, todo in (
         ("poses", poses, "switch tools on and into view; if it should track, check what the server is set to send"),
@@ -290,7 +290,7 @@ def _version(phases: Sequence[_Phase], best: _Phase) -> Iterator[Check]:
     plain = phases[0]
     if second is None:
         return
-    poses = any(row.type_name in _POSES for row in best.rows)
+    poses = any(row.type_name in POSE_TYPES for row in best.rows)
     again = next((p for p in phases if p.name == _AGAIN), None)
     if again is not None and not again.data:
         yield Check(

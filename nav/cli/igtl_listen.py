@@ -9,9 +9,10 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from rich.live import Live
 
+from drivers.openigtlink.selection import Filter
 from nav.cli.endpoints import until_interrupted
 from nav.cli.errors import CommandError, ExitCode
-from nav.cli.igtl_source import Filter, Listener, prepare, print_json
+from nav.cli.igtl_source import Listener, prepare, print_json
 from nav.cli.igtl_view import WIDTH, line, view
 from nav.cli.progress import Steps
 from nav.config.room import SourceConfig

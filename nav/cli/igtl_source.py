@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from pydantic import ValidationError
 
-from drivers.openigtlink import crc64, pose_kernel
 from drivers.openigtlink.inspection import StreamTable
 from drivers.openigtlink.receiver import compile_kernels
+from drivers.openigtlink.selection import Filter
 from drivers.openigtlink.source import IgtlSource
 from drivers.openigtlink.wire import parse_header
 from nav.cli.errors import CommandError, ExitCode
@@ -26,7 +24,7 @@ from nav.geometry.frames import FrameNameError, TransformName
 from nav.runtime.clock import Clock, SystemClock
 from nav.runtime.messages import LinkMessage, LinkState, Message
 
-__all__ = ["Filter", "Listener", "asked", "prepare", "print_json", "source_config"]
+__all__ = ["Listener", "asked", "prepare", "print_json", "source_config"]
 
 #: Nominal rate of what is asked for by name; only its freshness limits would follow from it, and nothing asks for them.
 _ASKED_HZ = 60.0
@@ -36,8 +34,6 @@ def prepare(steps: Steps) -> None:
     """Compile (or load) what receiving and reading poses needs, visibly."""
     with steps.step("Preparing to receive"):
         compile_kernels()
-        for spec in (*crc64.KERNELS, *pose_kernel.KERNELS):
-            spec.compile()
 
 
 def source_config(
@@ -94,22 +90,6 @@ def source_config(
     except ValidationError as error:
         said = "; ".join(f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors())
         raise CommandError(said, ExitCode.USAGE) from None
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """Which messages are looked at: shell patterns (``*ToTracker``) of types and device names; empty: all."""
-
-    types: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
-
-    def takes(self, type_name: str, device: str) -> bool:
-        """Whether a message is meant."""
-        return _any(self.types, type_name) and _any(self.names, device)
-
-
-def _any(patterns: Sequence[str], text: str) -> bool:
-    return not patterns or any(fnmatch.fnmatchcase(text, pattern) for pattern in patterns)
 
 
 class Listener:

@@ -59,18 +59,11 @@ class Steps:
 
 def live_kernels() -> tuple[KernelSpec, ...]:
     """Every kernel of the live path."""
-    from drivers.openigtlink import crc64, pose_kernel, receive_kernel
+    from drivers.openigtlink import receiver
     from nav.ablation import margin, tumour
     from nav.hud import panes
 
-    return (
-        *crc64.KERNELS,
-        *receive_kernel.KERNELS,
-        *pose_kernel.KERNELS,
-        *tumour.KERNELS,
-        *margin.KERNELS,
-        *panes.KERNELS,
-    )
+    return (*receiver.KERNELS, *tumour.KERNELS, *margin.KERNELS, *panes.KERNELS)
 
 
 def warm_up_visibly(steps: Steps) -> None:

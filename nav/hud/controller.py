@@ -164,7 +164,7 @@ class Controller(QObject):
         self.notice("Connecting to every device whose connection is lost")
 
     def _record(self) -> None:
-        """Finish the recording, asked twice: it runs from the start of the session and cannot be taken up again."""
+        """Finish the recording, asked twice: another one can be begun over the network only."""
         snapshot = self.session.latest_snapshot()
         now_ns = self.session.clock_now_ns()
         if snapshot is None or not snapshot.recording:

@@ -151,9 +151,10 @@ class StreamMonitor:
             self._refused += 1
         self.on_any_message(arrival_ns)
 
-    def on_rejected(self, arrival_ns: int) -> None:
+    def on_rejected(self, acquired_ns: int, arrival_ns: int, content: bytes = b"") -> None:
         """A pose whose time is not after that of the one before: not used, and the stream ages."""
         self._rejected += 1
+        self._repeats.refuse(content, acquired_ns)
         self.on_any_message(arrival_ns)
 
     def on_stamp(self, sender_ns: int | None, arrival_ns: int) -> None:

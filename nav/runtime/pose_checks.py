@@ -74,6 +74,7 @@ class RepeatWatch:
         self._content = b""
         self._since_ns = 0
         self._newest_ns = 0
+        self._refused, self._refused_ns = b"", 0
         self._long: deque[bool] = deque(maxlen=RUNS)
 
     def take(self, content: bytes, acquired_ns: int) -> None:
@@ -81,14 +82,25 @@ class RepeatWatch:
         if content != self._content or not content:
             if self._content:
                 self._long.append(self._newest_ns - self._since_ns > LONG_RUN_NS)
-            self._content, self._since_ns = content, acquired_ns
+            self._content, self._since_ns = content, self._first_ns(content, acquired_ns)
+            self._refused = b""
         self._newest_ns = acquired_ns
 
+    def refuse(self, content: bytes, acquired_ns: int) -> None:
+        """A pose that came too late to be used: sent again with a new stamp, it is no newer than it was here.
+
+        Known until another pose is taken.
+        """
+        if content and content not in (self._content, self._refused):
+            self._refused, self._refused_ns = content, acquired_ns
+
+    def _first_ns(self, content: bytes, acquired_ns: int) -> int:
+        return min(acquired_ns, self._refused_ns) if content and content == self._refused else acquired_ns
+
     def run_ns(self, content: bytes, acquired_ns: int) -> int:
-        """For how long the same bits have been coming if ``content`` came at ``acquired_ns``; 0 for other bits."""
-        if not content or content != self._content:
-            return 0
-        return max(acquired_ns - self._since_ns, 0)
+        """For how long the same bits have been coming if ``content`` came at ``acquired_ns``; 0 for new bits."""
+        since_ns = self._since_ns if content == self._content else self._first_ns(content, acquired_ns)
+        return max(acquired_ns - since_ns, 0) if content else 0
 
     @property
     def length_ns(self) -> int:

@@ -181,8 +181,8 @@ class StreamSet:
             elif kept:
                 monitor.on_matrix(pose.matrix)
                 monitor.on_sample(acquired, message.arrival_ns, pose.matrix.tobytes())
-            else:
-                monitor.on_rejected(message.arrival_ns)  # not after the one before: the stream ages
+            else:  # not after the one before: the stream ages
+                monitor.on_rejected(acquired, message.arrival_ns, pose.matrix.tobytes())
 
     def _note_stamp(self, message: Message, name: str, monitor: StreamMonitor) -> None:
         self._timing[name].device = message.device

@@ -24,6 +24,7 @@ from drivers.openigtlink.contents import (
     unpack_message,
 )
 from drivers.openigtlink.forwarding import Forwarded, Forwarding, RenameError, renames
+from drivers.openigtlink.selection import Filter
 from drivers.openigtlink.wire import check_crc, parse_header, parse_message
 
 STAMP = 1_700_000_000_123_456_789
@@ -61,7 +62,7 @@ def test_bytes_are_handed_on_unchanged_to_every_client(raw: bytes) -> None:
 
 
 def test_only_types_and_names_that_were_asked_for() -> None:
-    rules = Forwarding(types=("T*",), names=("*ToTracker",))
+    rules = Forwarding(Filter(types=("T*",), names=("*ToTracker",)))
     assert forward(rules, encode_transform("NeedleToTracker", at(1)))
     assert not forward(rules, encode_transform("NeedleToReference", at(1)))
     assert not forward(rules, encode_status("NeedleToTracker"))

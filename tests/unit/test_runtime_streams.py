@@ -172,6 +172,31 @@ def test_a_repeated_pose_and_then_silence_do_not_add_up() -> None:
     assert tracker.health(51 * MS).state == "lost"
 
 
+def test_a_pose_that_came_too_late_is_no_newer_when_it_is_repeated() -> None:
+    tracker = Tracker()
+    tracker.run(5.0)
+    late = tracker.measured()
+    shown_ns = tracker.now
+    tracker.send(late, stamp=tracker.now - tracker.delay + tracker.offset - 10 * MS, wait=4 * PERIOD)
+    assert tracker.newest_is_a_pose()  # the one before it
+    while tracker.now - shown_ns < S:
+        tracker.send(late)
+        if tracker.now - shown_ns > 250 * MS:
+            assert tracker.health().state == "lost", tracker.now - shown_ns
+    tracker.send()
+    assert tracker.health().state == "live"
+
+
+def test_a_pose_that_came_too_late_is_forgotten_with_the_next_one() -> None:
+    tracker = Tracker()
+    tracker.run(5.0)
+    late = tracker.measured()
+    tracker.send(late, stamp=tracker.now - tracker.delay + tracker.offset - 10 * MS)
+    tracker.run(1.0)
+    tracker.send(late)  # a measurement of its own
+    assert tracker.health().state == "live"
+
+
 def test_a_tracker_that_rounds_may_rest_and_is_only_marked() -> None:
     tracker = Tracker()
     for n in range(600):

@@ -24,6 +24,8 @@ from drivers.openigtlink.contents.polydata import (
     split_cells,
 )
 from drivers.openigtlink.contents.poses import (
+    POSE_TYPES,
+    TRACKING_TYPES,
     PositionContent,
     QuaternionTool,
     QuaternionTrackingContent,
@@ -58,7 +60,9 @@ __all__ = [
     "CELL_KINDS",
     "DATA_TYPES",
     "IMAGE_HEADER_SIZE",
+    "POSE_TYPES",
     "SCALAR_TYPES",
+    "TRACKING_TYPES",
     "BindChild",
     "BindContent",
     "CapabilityContent",

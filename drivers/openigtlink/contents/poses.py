@@ -23,6 +23,8 @@ from drivers.openigtlink.errors import EncodeError
 from drivers.openigtlink.text import field_text, fixed_text
 
 __all__ = [
+    "POSE_TYPES",
+    "TRACKING_TYPES",
     "PositionContent",
     "QuaternionTool",
     "QuaternionTrackingContent",
@@ -31,6 +33,11 @@ __all__ = [
     "TransformContent",
     "matrix_from_quaternion",
 ]
+
+#: Types that hold several tools, each with a name of its own ...
+TRACKING_TYPES = frozenset({"TDATA", "QTDATA"})
+#: ... and all that hold poses.
+POSE_TYPES = TRACKING_TYPES | {"TRANSFORM", "POSITION", "QTRANS"}
 
 TOOL_NAME_BYTES = 20
 
