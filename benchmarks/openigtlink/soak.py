@@ -18,7 +18,6 @@ import subprocess
 import sys
 import threading
 import time
-from array import array
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import numpy as np
 import psutil
 
 from nav.cli.live import LiveStreams
+from nav.cli.progress import live_kernels
 from nav.config.room import RoomConfig
 from nav.runtime.clock import SystemClock
 from nav.runtime.essentials import CaseEssentials
@@ -34,6 +34,7 @@ from nav.runtime.memory import keep_freed_memory
 from nav.runtime.messages import Message, PoseMessage
 from nav.runtime.plugins import make_source
 from nav.runtime.snapshot import NavigationSnapshot
+from nav.runtime.warmup import warm_up
 
 HERE = Path(__file__).resolve().parent
 #: A number may outlive its pose by this.
@@ -43,6 +44,8 @@ CLOSED_MS, SILENT_MS, BACK_MS = 100.0, 1000.0, 1000.0
 BREAKING = ("close", "reset", "restart", "half_message", "garbage")
 LOST_WITH_IT_NS = 200_000_000
 MEMORY_MB_PER_HOUR, CORES = 20.0, 0.4
+#: Ticks come with the tracker's 60 and the scanner's 30 messages a second, and while nothing comes.
+MOST_TICKS_HZ = 250
 EYE = np.eye(4).tolist()
 
 
@@ -73,33 +76,45 @@ def room(tracker: int, ultrasound: int) -> RoomConfig:
 
 
 class Watch:
-    """What every snapshot said of the needle, and which of its poses came."""
+    """What every snapshot said of the needle, and which of its poses came.
 
-    def __init__(self) -> None:
-        self.stamps = array("q")
-        self.now_ns = array("q")
-        self.has_number = array("b")
-        self.link_lost = array("b")
-        self.tool_lost = array("b")
-        self.image_live = array("b")
+    Its memory is taken at the beginning, all of it, so that what grows afterwards is the program's.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        ticks = round((minutes + 1) * 60 * MOST_TICKS_HZ)
+        self._ticks = self._poses = 0
+        self._stamps, self._now_ns = (np.full(ticks, -1, np.int64) for _ in range(2))
+        self._has_number, self._link_lost, self._image_live = (np.full(ticks, True) for _ in range(3))
+
+    stamps = property(lambda self: self._stamps[: self._poses])
+    now_ns = property(lambda self: self._now_ns[: self._ticks])
+    has_number = property(lambda self: self._has_number[: self._ticks])
+    link_lost = property(lambda self: self._link_lost[: self._ticks])
+    image_live = property(lambda self: self._image_live[: self._ticks])
 
     def on_tick(self, snapshot: NavigationSnapshot) -> None:
         state = next(s.state for s in snapshot.streams if s.name == "NeedleToTracker")
-        self.now_ns.append(snapshot.now_ns)
-        self.has_number.append(snapshot.guidance is not None or snapshot.needle.pose is not None)
-        self.link_lost.append(state == "link_lost")
-        self.tool_lost.append(state == "lost")
-        self.image_live.append(any(s.kind == "image" and s.state == "live" for s in snapshot.streams))
+        n = self._ticks
+        self._now_ns[n] = snapshot.now_ns
+        self._has_number[n] = snapshot.guidance is not None or snapshot.needle.pose is not None
+        self._link_lost[n] = state == "link_lost"
+        self._image_live[n] = any(s.kind == "image" and s.state == "live" for s in snapshot.streams)
+        self._ticks = n + 1
 
     def record_message(self, message: Message, raw: bytes | memoryview | None) -> None:  # noqa: ARG002
         """As a recorder: called with everything that a source delivers."""
         if isinstance(message, PoseMessage) and message.device == "NeedleToTracker" and message.sender_ns:
-            self.stamps.append(message.sender_ns)
+            self._stamps[self._poses] = message.sender_ns
+            self._poses += 1
 
 
 def measure(minutes: float, seed: int) -> dict[str, Any]:
     keep_freed_memory()
     sys.setswitchinterval(0.0005)
+    clock, watch = SystemClock(), Watch(minutes)
+    # As the program does, before anything is received: a first run of changed kernels takes a quarter of a minute.
+    warm_up(live_kernels(), lambda _name, _n, _of: None, clock=clock)
     ports = free_ports()
     command = [sys.executable, str(HERE / "soak_server.py"), *map(str, ports), str(minutes * 60), str(seed)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -107,7 +122,6 @@ def measure(minutes: float, seed: int) -> dict[str, Any]:
     facts: list[dict[str, Any]] = []
     reader = threading.Thread(target=lambda: facts.extend(json.loads(line) for line in server.stdout or ()))
     reader.start()
-    clock, watch = SystemClock(), Watch()
     config = room(*ports)
     sources = tuple(make_source(s, clock) for s in config.sources)
     live = LiveStreams(config, sources, clock, CaseEssentials(""), out=None, on_tick=watch.on_tick)
@@ -146,8 +160,7 @@ def measure(minutes: float, seed: int) -> dict[str, Any]:
 
 
 def judge(facts: list[dict[str, Any]], watch: Watch) -> dict[str, Any]:
-    now = np.frombuffer(watch.now_ns, np.int64)
-    number = np.frombuffer(watch.has_number, np.int8).astype(bool)
+    now, number = watch.now_ns, watch.has_number
     true = np.array(next(f for f in facts if f["event"] == "over")["true_ns"], np.int64)
     over = next(f for f in facts if f["event"] == "over")["at_ns"]
     shown = now[number & (now <= over)]
@@ -161,7 +174,7 @@ def judge(facts: list[dict[str, Any]], watch: Watch) -> dict[str, Any]:
         found = troubles.setdefault(kind, {"named_ms": [], "back_ms": []})
         if kind in (*BREAKING, "stall"):
             from_ns = first["at_ns"] - 20_000_000  # it was done just before it was said
-            named = now[(now >= from_ns) & np.frombuffer(watch.link_lost, np.int8).astype(bool)]
+            named = now[(now >= from_ns) & watch.link_lost]
             late = kind != "stall" or second["at_ns"] - first["at_ns"] > 1.2e9
             if late:
                 found["named_ms"].append(float(named[0] - first["at_ns"]) / 1e6 if len(named) else np.inf)
@@ -178,7 +191,7 @@ def judge(facts: list[dict[str, Any]], watch: Watch) -> dict[str, Any]:
         "poses_sent": len(true),
         "survival_ms": {"p50": float(np.median(survival)), "max": float(survival.max())},
         "troubles": gaps,
-        "images_live_at_the_end": bool(np.frombuffer(watch.image_live, np.int8)[np.searchsorted(now, over - 10**9)]),
+        "images_live_at_the_end": bool(watch.image_live[np.searchsorted(now, over - 10**9)]),
         "clock_steps": sum(f["trouble"] == "clock_step" for f in begun),
     }
 
@@ -186,7 +199,7 @@ def judge(facts: list[dict[str, Any]], watch: Watch) -> dict[str, Any]:
 def missing(facts: list[dict[str, Any]], watch: Watch) -> dict[str, int]:
     """True poses that were sent and did not come: into a connection that broke, and otherwise (which must not be)."""
     over = next(f for f in facts if f["event"] == "over")
-    came = {*watch.stamps}
+    came = {*watch.stamps.tolist()}
     # A stamp comes back as the nearest that the wire can say; it is exact to the nanosecond.
     lost = [at for at, stamp in zip(over["true_ns"], over["stamps"], strict=True) if stamp not in came]
     breaks = [f["at_ns"] for f in facts if f["event"] == "begin" and f["trouble"] in BREAKING] + [over["at_ns"]]

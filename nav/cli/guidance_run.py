@@ -145,7 +145,7 @@ def guide_live(
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     keep_freed_memory()
     clock = SystemClock()
-    log = RunLog()
+    log = RunLog(keeps_tips=room_cpu_seconds is not None)  # only a simulated room knows the truth
     sources = tuple(make_source(source, clock) for source in room.sources)
     out.mkdir(parents=True, exist_ok=True)
     identity = None if case is None else case.identity

@@ -40,6 +40,8 @@ class Truth(Protocol):
 class RunLog:
     """Gathers ticks (compute thread) and paints (Qt thread) of one run."""
 
+    #: Keep every painted tip, to `compare` with a truth; 40 bytes each.
+    keeps_tips: bool = False
     builder: SummaryBuilder = field(default_factory=SummaryBuilder)
     _tips: dict[int, tuple[NDArray[np.float64], int]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -50,7 +52,7 @@ class RunLog:
     def on_tick(self, snapshot: NavigationSnapshot) -> None:
         """Take a snapshot in."""
         self.builder.add_tick(snapshot)
-        if snapshot.guidance is None:
+        if snapshot.guidance is None or not self.keeps_tips:
             return
         with self._lock:
             self._tips[snapshot.sequence] = (snapshot.guidance.tip_ras, snapshot.needle.acquired_ns)
@@ -60,7 +62,7 @@ class RunLog:
     def on_painted(self, sequence: int, arrival_ns: int, painted_ns: int) -> None:
         """The tip pane was painted; it counts for rate, age and truth."""
         self.builder.add_paint(painted_ns, arrival_ns or None)
-        if not arrival_ns:
+        if not arrival_ns or not self.keeps_tips:
             return
         with self._lock:
             found = self._tips.get(sequence)

@@ -7,7 +7,6 @@ from acquisition (`nav.runtime.sender_time`): a stream that arrives punctually w
 from __future__ import annotations
 
 import math
-from array import array
 from collections import deque
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from nav.config.room import ImageStreamConfig, ToolStreamConfig
 from nav.geometry.poses import PoseStatus
 from nav.guidance.health import StreamClock, StreamFinding, StreamHealth
+from nav.runtime.distribution import Distribution
 from nav.runtime.messages import LinkState
 from nav.runtime.pose_checks import HeldWatch, RepeatWatch, ScaleWatch, StampWatch
 from nav.runtime.server_status import ServerStatus
@@ -91,7 +91,7 @@ class StreamMonitor:
         self._link: LinkState | None = None
         self._link_detail = ""
         self._heard_ns: int | None = None
-        self._ages_ms = array("d")
+        self._ages_ms = Distribution()
 
     # -- what happens on the stream ------------------------------------------------------------------------------
 
@@ -292,10 +292,10 @@ class StreamMonitor:
         return (count - 1 if span_ns < self._rate_span_ns else count) * 1e9 / span_ns
 
     def sample_age(self, now_ns: int) -> None:
-        """Keep the age at this tick for `summary` (8 bytes a tick)."""
+        """Keep the age at this tick for `summary`."""
         age_ns = self.age_ns(now_ns)
         if age_ns is not None:
-            self._ages_ms.append(age_ns * 1e-6)
+            self._ages_ms.add(age_ns * 1e-6)
 
     def summary(self) -> dict[str, object]:
         """``received, dropped, gaps, rejected, refused, rate_hz, age_ms{p50, p95, max}``.
@@ -303,7 +303,6 @@ class StreamMonitor:
         Ages in ms over the ticks, None without any. What the sender's clock does is added by `StreamSet.summary`.
         """
         span_ns = self._last_arrival_ns - self._first_arrival_ns
-        ages = np.frombuffer(self._ages_ms, dtype=np.float64) if self._ages_ms else None
         return {
             "received": self._received,
             "dropped": self._dropped,
@@ -311,9 +310,5 @@ class StreamMonitor:
             "rejected": self._rejected,
             "refused": self._refused,
             "rate_hz": (self._received - 1) * 1e9 / span_ns if span_ns > 0 else 0.0,
-            "age_ms": {
-                "p50": None if ages is None else float(np.percentile(ages, 50)),
-                "p95": None if ages is None else float(np.percentile(ages, 95)),
-                "max": None if ages is None else float(ages.max()),
-            },
+            "age_ms": self._ages_ms.numbers("p50", "p95", "max"),
         }

@@ -6,23 +6,22 @@ writes the same numbers bit for bit.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nav.guidance.numbers import GateState
+from nav.runtime.distribution import Distribution
 from nav.runtime.jsonio import json_ready, write_json
 from nav.runtime.snapshot import NavigationSnapshot, RegistrationSummary
 
 __all__ = ["NAVIGATION_KEYS", "SummaryBuilder", "navigation_numbers"]
 
-#: The numbers of the ``navigation`` block, in the order of the file.
 #: Paints further apart than this are not a frame rate any more: the needle was lost in between.
 LONGEST_INTERVAL_NS = 500_000_000
+#: The numbers of the ``navigation`` block, in the order of the file.
 NAVIGATION_KEYS = ("tip_to_target_mm", "min_margin_mm", "lateral_mm", "depth_mm", "angle_deg")
 
 
@@ -50,30 +49,14 @@ def navigation_numbers(snapshot: NavigationSnapshot) -> dict[str, float | None] 
     return {key: value if value is not None and np.isfinite(value) else None for key, value in numbers.items()}
 
 
-def _percentiles(values: array[float], wanted: tuple[str, ...]) -> dict[str, float | None]:
-    """The wanted ones of ``last, p5, p50, p95, min, max``; all None without values."""
-    if not values:
-        return dict.fromkeys(wanted)
-    data: NDArray[np.float64] = np.array(values, dtype=np.float64)
-    out: dict[str, float | None] = {}
-    for key in wanted:
-        if key == "last":
-            out[key] = float(data[-1])
-        elif key in ("min", "max"):
-            out[key] = float(data.min() if key == "min" else data.max())
-        else:
-            out[key] = float(np.percentile(data, float(key.removeprefix("p"))))
-    return out
-
-
 class SummaryBuilder:
     """Gathers the numbers of a run. Ticks come from the compute thread, paints from the Qt thread; they share nothing.
 
-    Every value is kept (8 bytes each, about 15 MB an hour), so percentiles are exact.
+    What is kept does not grow with the run (`Distribution`).
     """
 
     def __init__(self) -> None:
-        self._navigation: dict[str, array[float]] = {key: array("d") for key in NAVIGATION_KEYS}
+        self._navigation = {key: Distribution() for key in NAVIGATION_KEYS}
         self._guided = 0
         self._gate_ns = dict.fromkeys(GateState, 0)
         self._reasons_ns: dict[str, int] = {}
@@ -85,10 +68,10 @@ class SummaryBuilder:
         self._pose_was_shown = False
         self._guided_intervals = 0
         self._guided_ns = 0
-        self._pose_ages_ms: array[float] = array("d")
-        self._tip_errors_mm: array[float] = array("d")
-        self._rest_errors_mm: array[float] = array("d")
-        self._moving_errors_mm: array[float] = array("d")
+        self._pose_ages_ms = Distribution()
+        self._tip_errors_mm = Distribution()
+        self._rest_errors_mm = Distribution()
+        self._moving_errors_mm = Distribution()
 
     def add_tick(self, snapshot: NavigationSnapshot) -> dict[str, float | None] | None:
         """Take one tick in; returns its `navigation_numbers`."""
@@ -98,7 +81,7 @@ class SummaryBuilder:
             for key, kept in self._navigation.items():
                 value = numbers[key]
                 if value is not None:
-                    kept.append(value)
+                    kept.add(value)
         if snapshot.registration is not None:
             self._registration = snapshot.registration
         if self._last_tick is not None:
@@ -124,18 +107,18 @@ class SummaryBuilder:
         self._last_paint_ns = done_ns
         self._pose_was_shown = bool(pose_arrival_ns)
         if pose_arrival_ns:
-            self._pose_ages_ms.append((done_ns - pose_arrival_ns) * 1e-6)
+            self._pose_ages_ms.add((done_ns - pose_arrival_ns) * 1e-6)
 
     def add_truth(self, tip_error_mm: float, *, at_rest: bool | None) -> None:
         """Distance of the tip shown from the true one; ``at_rest`` None: neither at rest nor in a measured advance."""
-        self._tip_errors_mm.append(tip_error_mm)
+        self._tip_errors_mm.add(tip_error_mm)
         if at_rest is not None:
-            (self._rest_errors_mm if at_rest else self._moving_errors_mm).append(tip_error_mm)
+            (self._rest_errors_mm if at_rest else self._moving_errors_mm).add(tip_error_mm)
 
     def navigation(self) -> dict[str, Any]:
         """The ``navigation`` block."""
         wanted = ("last", "p5", "p50", "p95", "min", "max")
-        return {"n": self._guided, **{key: _percentiles(kept, wanted) for key, kept in self._navigation.items()}}
+        return {"n": self._guided, **{key: kept.numbers(*wanted) for key, kept in self._navigation.items()}}
 
     def gate(self) -> dict[str, Any]:
         """The ``gate`` block: seconds per state, and per reason, most lasting first."""
@@ -169,18 +152,18 @@ class SummaryBuilder:
         overall = (self._paints - 1) * 1e9 / span_ns if span_ns > 0 else None
         return {
             "fps": self._guided_intervals * 1e9 / self._guided_ns if self._guided_ns > 0 else overall,
-            "pose_age_at_paint_ms": _percentiles(self._pose_ages_ms, ("p50", "p95", "max")),
+            "pose_age_at_paint_ms": self._pose_ages_ms.numbers("p50", "p95", "max"),
         }
 
     def truth(self) -> dict[str, Any] | None:
         """The ``truth`` block; None when nothing is known of it."""
-        if not self._tip_errors_mm:
+        if self._tip_errors_mm.n == 0:
             return None
         wanted = ("p50", "p95", "max")
         return {
-            "tip_error_mm": _percentiles(self._tip_errors_mm, wanted),
-            "at_rest_tip_error_mm": _percentiles(self._rest_errors_mm, wanted),
-            "moving_tip_error_mm": _percentiles(self._moving_errors_mm, wanted),
+            "tip_error_mm": self._tip_errors_mm.numbers(*wanted),
+            "at_rest_tip_error_mm": self._rest_errors_mm.numbers(*wanted),
+            "moving_tip_error_mm": self._moving_errors_mm.numbers(*wanted),
         }
 
     def build(
