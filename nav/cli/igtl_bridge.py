@@ -71,8 +71,9 @@ class Bridge:
             return
         self.received += 1
         for one in self.rules.messages(message, raw):
-            self.server.publish(one.key, partial(_bytes_of, one), kind=one.kind, depth=one.depth)
+            # Counted first: whoever has got it must find it in the report.
             self.forwarded += 1
+            self.server.publish(one.key, partial(_bytes_of, one), kind=one.kind, depth=one.depth)
 
     def _link(self, message: LinkMessage) -> None:
         self.links.append((message.arrival_ns, message.state, message.detail))
