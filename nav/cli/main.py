@@ -28,7 +28,7 @@ COMMANDS: dict[str, str] = {
     "room": "Start the simulated procedure room on its own.",
     "record": "Record the streams of a room without guiding.",
     "replay": "Play a recording through the same program again.",
-    "register": "Register from files: landmarks.",
+    "register": "Register from files: landmarks, two images.",
     "igtl": "OpenIGTLink messages in files and on the wire.",
     "doctor": "Check this computer and say what is wrong and what to do.",
 }

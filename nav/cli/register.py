@@ -14,7 +14,7 @@ from nav.cli.errors import CommandError, ExitCode
 if TYPE_CHECKING:
     from nav.registration.landmarks import LandmarkRegistration
 
-__all__ = ["app", "landmarks", "landmarks_report"]
+__all__ = ["app", "landmarks", "landmarks_report", "rigid"]
 
 app = typer.Typer(
     add_completion=False,
@@ -24,8 +24,9 @@ app = typer.Typer(
     help="""Register from files.
 
 \b
-Example:
+Examples:
   ablation-nav register landmarks --fixed ct.mrk.json --moving touched.mrk.json --out T.tfm
+  ablation-nav register rigid planning-ct/ today.nrrd --out registered
 """,
 )
 
@@ -42,17 +43,12 @@ Examples:
 """
 
 
-@app.callback()
-def _group() -> None:
-    """Keeps `landmarks` a sub-command although it is the only one so far."""
-
-
 @app.command("landmarks", help=_HELP)
 def landmarks(
     fixed: Annotated[Path, typer.Option(help="Landmarks in the CT (.mrk.json or .fcsv).", show_default=False)],
     moving: Annotated[Path, typer.Option(help="The same landmarks as touched.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Transform to write (.tfm, .txt, .h5).", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON (docs/json-keys.md).")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON (docs/register-json.md).")] = False,
     exclude: Annotated[list[str] | None, typer.Option(help="Leave a landmark out of the fit (repeatable).")] = None,
     target: Annotated[str, typer.Option(metavar="X,Y,Z", help="Predict the error here; RAS mm.")] = "",
     name: Annotated[str, typer.Option(help="Name of the transform, moving to fixed.")] = "ReferenceToRas",
@@ -110,8 +106,74 @@ def landmarks(
         print(f"ablation-nav: warning: {warning}", file=sys.stderr)
 
 
+_RIGID_HELP = """Register two images of one modality rigidly, and say how far the result may be trusted.
+
+FIXED is the image that stays, usually the planning CT; MOVING is brought onto it. Each is a DICOM folder or an image
+file. The start (--init, or else both as they lie in space) may be off by 20 mm and 15 degrees. Into --out go
+transform.tfm (ITK, LPS, fixed to moving), warped.nrrd (MOVING on the grid of FIXED) and checkerboard.png. Ends with 0
+when the verdict is good, with 1 otherwise; the files are written all the same.
+
+\b
+Examples:
+  ablation-nav register rigid planning-ct/ today.nrrd --out registered --json
+  ablation-nav register rigid before.mha after.mha --fixed-mask liver.nrrd --init start.tfm --out registered
+"""
+
+
+@app.command("rigid", help=_RIGID_HELP)
+def rigid(
+    fixed: Annotated[Path, typer.Argument(help="Image that stays: DICOM folder or file.", show_default=False)],
+    moving: Annotated[Path, typer.Argument(help="Image that is brought onto it.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for what is written.", show_default=False)],
+    fixed_mask: Annotated[Path | None, typer.Option(help="Look only here; on the grid of FIXED.")] = None,
+    moving_mask: Annotated[Path | None, typer.Option(help="Look only here; on the grid of MOVING.")] = None,
+    fixed_points: Annotated[
+        Path | None, typer.Option(help="Points to measure the error at (.mrk.json, .fcsv, elastix text, VTK).")
+    ] = None,
+    moving_points: Annotated[Path | None, typer.Option(help="The same points in MOVING.")] = None,
+    init: Annotated[Path | None, typer.Option(help="Where to start: ITK transform, fixed to moving.")] = None,
+    preset: Annotated[str, typer.Option(help="fast (down to 2.5 mm) or good (full resolution).")] = "good",
+    threads: Annotated[int, typer.Option(help="0: all. The result does not depend on it.", min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON (docs/register-json.md).")] = False,
+) -> None:
+    """Register two images of one modality."""
+    from nav.cli.progress import Steps
+    from nav.cli.register_image import FINEST_MM, Inputs
+    from nav.cli.register_image import rigid as register
+
+    if preset not in FINEST_MM:
+        raise CommandError(f"--preset {preset}: there are {' and '.join(FINEST_MM)}", ExitCode.USAGE)
+    files = Inputs(fixed, moving, fixed_mask, moving_mask, fixed_points, moving_points, init)
+    report = register(files, preset=preset, threads=threads, out=out, steps=Steps())
+    if as_json:
+        print(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        print(_rigid_as_text(report))
+    if report["reasons"]:
+        for reason in report["reasons"]:
+            print(f"ablation-nav: {report['verdict'].replace('_', ' ')}: {reason}", file=sys.stderr)
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _rigid_as_text(report: dict[str, Any]) -> str:
+    error, tre = report["expected_error_mm"], report.get("tre_mm")
+    lines = [
+        f"{report['verdict'].replace('_', ' ')}, in {report['seconds']:.2f} s",
+        f"expected error     {error['median']:.2f} mm median, {error['p95']:.2f} mm for 95 %",
+        f"correlation        {report['similarity']['before']:.3f} before, {report['similarity']['after']:.3f} after",
+        f"patches that agree {report['agreement']:.0%}",
+        f"there and back     {report['inverse_consistency_mm']:.2f} mm",
+    ]
+    if tre is not None:
+        lines.append(
+            f"at the points      {tre['before']['mean']:.2f} mm before, {tre['after']['mean']:.2f} mm after (mean)"
+        )
+    lines += [f"wrote {path}" for path in report["out"].values()]
+    return "\n".join(lines)
+
+
 def landmarks_report(result: LandmarkRegistration, target_ras: tuple[float, float, float] | None) -> dict[str, Any]:
-    """The result as plain values; keys in ``docs/json-keys.md``.
+    """The result as plain values; keys in ``docs/register-json.md``.
 
     Parameters
     ----------

@@ -12,9 +12,11 @@ __all__ = [
     "CaseMismatchError",
     "CtGeometryError",
     "CtReadError",
+    "ImageWriteError",
     "InputFileError",
     "MarkupsError",
     "MaskError",
+    "PointFileError",
     "SequenceError",
     "SeveralSeriesError",
     "TransformFileError",
@@ -47,6 +49,14 @@ class MaskError(InputFileError):
 
 class MarkupsError(InputFileError):
     """A markups file that cannot be used."""
+
+
+class PointFileError(InputFileError):
+    """A list of points that cannot be used."""
+
+
+class ImageWriteError(InputFileError):
+    """A volume that cannot be written: another suffix, a folder that is not there."""
 
 
 class TransformFileError(InputFileError):

@@ -1,0 +1,57 @@
+"""Two images in one picture, in alternating squares: edges that run on across the squares lie where they should."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from nav.geometry.volume import Volume
+
+__all__ = ["checkerboard"]
+
+#: Squares along the longer side of each plane, and the height of the picture.
+SQUARES, HEIGHT_PX = 8, 480
+
+
+def checkerboard(fixed: Volume, warped: Volume) -> NDArray[np.uint8]:
+    """The three middle planes side by side, (height, width) uint8, pixels square in mm.
+
+    Parameters
+    ----------
+    fixed, warped : Volume
+        On one grid. Each is windowed on its own, from its 1st to its 99th percentile in the planes shown.
+
+    Raises
+    ------
+    ValueError
+        The two have different shapes.
+    """
+    if fixed.array.shape != warped.array.shape:
+        raise ValueError(f"the images have {fixed.array.shape} and {warped.array.shape} voxels, they must share a grid")
+    spacing = fixed.spacing_mm[::-1]
+    # Rows and columns run to the patient's left, back and feet: the view of a radiologist.
+    axes = fixed.ras_from_index[:3, :3]
+    turn = tuple(slice(None, None, -1 if a[np.argmax(np.abs(a))] > 0.0 else 1) for a in axes.T[::-1])
+    arrays = [v.array[turn] for v in (fixed, warped)]
+    planes = []
+    for axis in range(3):
+        cut: list[slice | int] = [slice(None)] * 3
+        cut[axis] = fixed.array.shape[axis] // 2
+        pitch = np.delete(spacing, axis)
+        one, two = (_grey(a[tuple(cut)]) for a in arrays)
+        height, width = (np.array(one.shape) * pitch).tolist()
+        size = (max(1, round(HEIGHT_PX * width / height)), HEIGHT_PX)
+        big = [cv2.resize(p, size, interpolation=cv2.INTER_LINEAR) for p in (one, two)]
+        square = max(size) / SQUARES
+        rows, columns = np.indices((size[1], size[0]))
+        odd = (np.floor(rows / square) + np.floor(columns / square)) % 2 > 0
+        planes.append(np.where(odd, big[1], big[0]))
+    return np.ascontiguousarray(np.concatenate(planes, axis=1), np.uint8)
+
+
+def _grey(plane: NDArray[np.generic]) -> NDArray[np.uint8]:
+    values = plane.astype(np.float32)
+    low, high = (float(v) for v in np.percentile(values, (1.0, 99.0)))
+    scaled = (values - low) * (255.0 / max(high - low, 1e-6))
+    return np.asarray(np.clip(scaled, 0.0, 255.0), np.uint8)

@@ -1,0 +1,101 @@
+"""Image pyramids: the same image at coarser and coarser pitch, each level the mean over blocks of the one before.
+
+Block means neither alias nor shift: the centre of a coarse voxel is the mean of the centres it covers. Axes are halved
+so that the levels become as isotropic as the image allows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+from nav.geometry.kernels import KernelSpec
+from nav.geometry.volume import Volume
+
+__all__ = ["KERNELS", "LEAST_VOXELS", "Level", "image_pyramid", "mask_at"]
+
+#: No level has fewer voxels than this along any axis.
+LEAST_VOXELS = 8
+
+
+@njit(nogil=True, cache=True, parallel=True, error_model="numpy", fastmath={"nsz", "arcp", "contract", "reassoc"})
+def _block_mean(source, factors, out):  # type: ignore[no-untyped-def]
+    # The sum over a block runs in a fixed order, whatever the number of threads.
+    fk, fj, fi = factors[0], factors[1], factors[2]
+    scale = np.float32(1.0 / (fk * fj * fi))
+    nk, nj, ni = out.shape
+    for k in prange(nk):
+        for j in range(nj):
+            for i in range(ni):
+                total = np.float32(0.0)
+                for a in range(fk):
+                    for b in range(fj):
+                        for c in range(fi):
+                            total += source[k * fk + a, j * fj + b, i * fi + c]
+                out[k, j, i] = total * scale
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Level:
+    """One level of a pyramid.
+
+    Attributes
+    ----------
+    array : (k, j, i) float32
+    factors : (3,) int64
+        Voxels of the image in one voxel of the level, along i, j, k.
+    ras_from_index : (4, 4) float64
+        Takes (i, j, k, 1) at voxel centres of the level to RAS mm.
+    """
+
+    array: NDArray[np.float32]
+    factors: NDArray[np.int64]
+    ras_from_index: NDArray[np.float64]
+
+    @property
+    def pitch_mm(self) -> float:
+        """Geometric mean of the spacings."""
+        return float(np.prod(np.linalg.norm(self.ras_from_index[:3, :3], axis=0)) ** (1.0 / 3.0))
+
+
+def image_pyramid(image: Volume, coarsest_mm: float) -> tuple[Level, ...]:
+    """Levels of ``image`` from the finest (the image itself, as float32) to about ``coarsest_mm``.
+
+    There are as many as fit: every axis keeps at least `LEAST_VOXELS`.
+    """
+    spacing = image.spacing_mm
+    # Always a copy: kernels are compiled for writeable arrays only.
+    levels = [Level(np.array(image.array, np.float32, order="C"), np.ones(3, np.int64), image.ras_from_index)]
+    finest = float(spacing.min())
+    while (target := finest * 2.0 ** len(levels)) <= coarsest_mm * 1.2:
+        factors = np.array([max(1, 2 ** round(np.log2(target / s))) for s in spacing], np.int64)
+        step = factors // levels[-1].factors
+        shape = tuple(int(n) // int(f) for n, f in zip(levels[-1].array.shape, step[::-1], strict=True))
+        if min(shape) < LEAST_VOXELS:
+            break
+        out = np.empty(shape, np.float32)
+        _block_mean(levels[-1].array, np.ascontiguousarray(step[::-1]), out)
+        # Voxel 0 of the level covers voxels 0 … f - 1 of the image.
+        full_from_level = np.diag([*factors.astype(np.float64), 1.0])
+        full_from_level[:3, 3] = (factors - 1) / 2.0
+        levels.append(Level(out, factors, image.ras_from_index @ full_from_level))
+    return tuple(levels)
+
+
+def mask_at(mask: NDArray[np.generic], level: Level) -> NDArray[np.uint8]:
+    """A mask on the image's grid, (k, j, i), as (k, j, i) uint8 on that of ``level``: its voxel nearest each centre."""
+    picked = mask[tuple(slice(int(f) // 2, None, int(f)) for f in level.factors[::-1])]
+    nk, nj, ni = level.array.shape
+    return np.ascontiguousarray(picked[:nk, :nj, :ni] != 0).view(np.uint8)
+
+
+KERNELS = (
+    KernelSpec(
+        "image pyramid",
+        _block_mean,
+        ("float32[:, :, ::1], int64[::1], float32[:, :, ::1]",),
+    ),
+)

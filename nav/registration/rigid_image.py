@@ -1,0 +1,614 @@
+"""Rigid registration of two images of one modality: Gauss-Newton on the correlation, from coarse to fine.
+
+The sum over samples of ``(a · moving(T x) + b - fixed(x))²`` is made small over the pose T and the intensity map (a, b)
+together: with (a, b) at their best, it is ``(1 - NCC²)`` times the variance of the fixed image, so this is the
+correlation. Steps are taken in the fixed image's frame and composed inversely (Baker and Matthews, "Lucas-Kanade 20
+years on", IJCV 2004): gradients belong to the fixed image and are taken once per level, where they are strongest.
+
+How far the result may be off is taken from the data: leaving out one block of neighbouring samples after the other
+(the delete-a-group jackknife) says how much the pose hangs on any part of the body, image noise, interpolation and
+what is not rigid included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.transform import Rotation
+
+from nav.geometry.rigid import Rigid
+from nav.geometry.volume import Volume
+from nav.registration import rigid_kernels as kernels
+from nav.registration.error_distribution import radius_of_share
+from nav.registration.pyramid import LEAST_VOXELS, Level, image_pyramid, mask_at
+
+__all__ = [
+    "CAPTURE_DEG",
+    "CAPTURE_MM",
+    "ImageRegistrationError",
+    "RigidImageRegistration",
+    "Verdict",
+    "register_rigid",
+]
+
+Array = NDArray[np.float64]
+
+#: From so far off, at so large an angle, every one of the 200 starts of ``benchmarks/registration`` came home.
+CAPTURE_MM, CAPTURE_DEG = 20.0, 15.0
+#: Coarsest level, mm: about half the capture range, so that what belongs together overlaps.
+COARSEST_MM = 9.0
+#: Most samples per level, from the finest; more do not move the result, fewer do.
+MOST_SAMPLES = (80_000, 40_000, 20_000, 12_000)
+#: Levels of more voxels than this are not used: half their resolution is far below the error already.
+MOST_VOXELS = 20_000_000
+#: A step that moves the body by less than this share of the level's pitch ends the level.
+STEP_SHARE = 0.003
+MOST_ITERATIONS = 30
+#: Of all cells, those with the weakest gradients tell of noise only.
+WEAKEST_SHARE = 0.4
+#: Quality is looked at on the coarsest level that is at most so coarse ...
+AGREEMENT_PITCH_MM = 4.6
+#: ... in patches so wide, which agree from this correlation on.
+PATCH_MM, AGREES = 20.0, 0.5
+#: The way back is taken on the coarsest level that is at most so coarse.
+BACK_PITCH_MM = 3.0
+
+#: Fewer samples than this determine nothing.
+LEAST_SAMPLES = 500
+#: Below these the first start "looks wrong" on the coarsest level, and others are tried.
+LEAST_OVERLAP, LEAST_SIMILARITY = 0.25, 0.8
+#: The body is looked at in so many pieces along each axis (BLOCKS = SPLIT³).
+SPLIT = 4
+#: A shift of a piece below this share of the pitch is taken as it is; above it, coarser levels up to this pitch are
+#: asked. What they find is this much short of the truth: 1.2 to 2.4 for breathing livers and a lung.
+SHIFT_SHARE, SHIFT_PITCH_MM, SHIFT_FALLS_SHORT = 0.1, 6.0, 1.6
+#: More than this, mm, no rigid transform should be trusted with.
+GOOD_DEFORMATION_MM = 1.0
+#: Further from its start than this nobody lies between two scans that share a coordinate system.
+FARTHEST_MM, FARTHEST_DEG = 100.0, 45.0
+#: Registrations of CT to CT that are right agree in nearly all patches where the images differ by noise only, in 85 %
+#: with a table that has moved; mirrored images in up to 62 %, other patients in 16 %; bodies of one outline with other
+#: insides in 76 %.
+GOOD_AGREEMENT, LEAST_AGREEMENT = 0.8, 0.4
+#: There and back, mm: below 0.06 where it is right, 0.3 with some breathing, 1 to 18 where it is wrong.
+GOOD_CONSISTENCY_MM, MOST_CONSISTENCY_MM = 0.5, 3.0
+#: Both directions have errors of their own, from different noise and interpolation: the variance per axis that this
+#: share of the squared distance there and back stands for is added to that of the jackknife, which knows of none that
+#: all samples have in common.
+CONSISTENCY_SHARE = 1.0 / 6.0
+
+
+class ImageRegistrationError(ValueError):
+    """The images cannot be registered at all; the message names what, the value and the limit."""
+
+
+class Verdict(Enum):
+    """What to think of a registration."""
+
+    GOOD = "good"
+    DOUBTFUL = "doubtful"
+    NOT_CONVERGED = "not_converged"
+    IMPLAUSIBLE = "implausible"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RigidImageRegistration:
+    """A rigid transform between two images, and how far to trust it.
+
+    Attributes
+    ----------
+    transform : Rigid
+        Moving to fixed, RAS mm.
+    iterations : int
+        Gauss-Newton steps on all levels.
+    similarity_before, similarity_after : float
+        Correlation of the samples at the start and at the end, -1 to 1.
+    overlap : float
+        Share of the samples that lie inside the moving image (and its mask).
+    agreement : float
+        Share of the patches with structure, `PATCH_MM` wide, in which both images show the same: a correlation of more
+        than `AGREES`.
+    scale : float
+        Fixed intensity per moving intensity.
+    centre_ras : (3,) float64
+        Centre of the samples, fixed frame, mm.
+    covariance : (6, 6) float64
+        Of (translation mm, rotation vector rad) at ``centre_ras``, fixed frame: of the pose alone.
+    deformation_mm : float
+        How far the pieces of the body lie from where the pose takes them, root mean square: what a rigid transform
+        cannot follow.
+    inverse_consistency_mm : float
+        Root mean square distance, over the samples, between this transform and the inverse of the registration of the
+        fixed to the moving image.
+    verdict : Verdict
+    reasons : tuple of str
+        Why the verdict is not good; empty when it is.
+    """
+
+    transform: Rigid
+    iterations: int
+    similarity_before: float
+    similarity_after: float
+    overlap: float
+    agreement: float
+    scale: float
+    centre_ras: Array
+    covariance: Array
+    deformation_mm: float
+    inverse_consistency_mm: float
+    verdict: Verdict
+    reasons: tuple[str, ...]
+
+    def covariance_at(self, points_ras: ArrayLike) -> Array:
+        """(n, 3, 3) covariance, mm², of where points of the fixed image, (n, 3) RAS mm, are taken to."""
+        x = np.atleast_2d(np.asarray(points_ras, np.float64)) - self.centre_ras
+        jacobian = np.zeros((len(x), 3, 6))
+        jacobian[:, 0, 0] = jacobian[:, 1, 1] = jacobian[:, 2, 2] = 1.0
+        jacobian[:, 0, 4], jacobian[:, 0, 5] = x[:, 2], -x[:, 1]
+        jacobian[:, 1, 3], jacobian[:, 1, 5] = -x[:, 2], x[:, 0]
+        jacobian[:, 2, 3], jacobian[:, 2, 4] = x[:, 1], -x[:, 0]
+        pose = np.asarray(jacobian @ self.covariance @ jacobian.transpose(0, 2, 1))
+        return np.asarray(pose + self.deformation_mm**2 / 3.0 * np.eye(3))
+
+    def expected_error_mm(self, points_ras: ArrayLike, share: float = 0.95) -> Array:
+        """(n,) radius, mm, that holds ``share`` of the errors at points of the fixed image, (n, 3) RAS mm."""
+        dof = float(kernels.BLOCKS - 1)
+        return np.array([radius_of_share(c, share, dof) for c in self.covariance_at(points_ras)])
+
+
+Progress = Callable[[float, str], None]
+#: One level of the fixed and of the moving image, each with its mask.
+_Pair = tuple[tuple[Level, NDArray[np.uint8]], tuple[Level, NDArray[np.uint8]]]
+
+
+@dataclass(slots=True)
+class _State:
+    """Where the iteration stands: the pose, moving from fixed, RAS mm; the intensity map; what the samples say."""
+
+    pose: Array
+    scale: float = 1.0
+    offset: float = 0.0
+    iterations: int = 0
+    converged: bool = True
+    similarity: float = 0.0
+    overlap: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Samples:
+    """Where one level of the fixed image is looked at, RAS mm; ``size_mm``: rms distance of it from ``centre``."""
+
+    level: Level
+    positions: NDArray[np.float32]
+    values: NDArray[np.float32]
+    jacobian: NDArray[np.float32]
+    centre: Array
+    size_mm: float
+
+
+#: Places at which two poses are compared.
+_POINTS = 2000
+_NO_MASK = np.zeros((0, 0, 0), np.uint8)
+
+
+def _samples(level: Level, mask: NDArray[np.uint8], most: int) -> _Samples:
+    spacing = np.linalg.norm(level.ras_from_index[:3, :3], axis=0)
+    shape = np.array(level.array.shape)
+    # Cells as near to cubes as voxels allow, so many that the weakest can be left out.
+    side = (math.prod(level.array.shape) * float(np.prod(spacing)) * (1.0 - WEAKEST_SHARE) / most) ** (1.0 / 3.0)
+    cell = np.maximum(1, np.round(side / spacing[::-1])).astype(np.int64)
+    count = int(np.prod(-(-shape // cell)))
+    positions = np.empty((count, 3), np.float32)
+    values = np.empty(count, np.float32)
+    gradients = np.empty((count, 4), np.float32)
+    # A gradient per voxel is a row vector: in space it is multiplied by the inverse from the right.
+    turn = np.ascontiguousarray(np.linalg.inv(level.ras_from_index[:3, :3]).T, np.float32)
+    kernels.strongest_gradients(level.array, mask, cell, turn, positions, values, gradients)
+    strength = gradients[:, 3]
+    known = strength[strength > 0.0]
+    rank = max(int(WEAKEST_SHARE * len(known)), len(known) - most)
+    weakest = np.partition(known, rank)[rank] if len(known) else 0.0
+    found = (strength > 0.0) & (strength >= weakest)
+    positions, values, world = positions[found], values[found], gradients[found, :3].astype(np.float64)
+    order = _in_blocks(positions)
+    positions, values, world = positions[order], values[order], world[order]
+    points = positions @ level.ras_from_index[:3, :3].T + level.ras_from_index[:3, 3]
+    centre = points.mean(axis=0) if len(points) else np.zeros(3)
+    arms = points - centre
+    jacobian = np.concatenate([world, np.cross(arms, world)], axis=1)
+    size_mm = float(np.sqrt((arms**2).sum(axis=1).mean())) if len(points) else 0.0
+    return _Samples(
+        level,
+        np.ascontiguousarray(positions),
+        np.ascontiguousarray(values),
+        np.ascontiguousarray(jacobian, np.float32),
+        centre,
+        size_mm,
+    )
+
+
+def _in_blocks(positions: NDArray[np.float32]) -> NDArray[np.intp]:
+    """(n,) order in which every block of samples is a compact piece of the body: four by four by four, equal shares."""
+    places = positions.astype(np.int16)  # whole voxels; 16 bits are sorted by radix
+    parts = [np.arange(len(positions))]
+    for axis in (2, 1, 0):
+        parts = [
+            piece
+            for part in parts
+            for piece in np.array_split(part[np.argsort(places[part, axis], kind="stable")], SPLIT)
+        ]
+    # Within a piece in the order of memory.
+    return np.concatenate([np.sort(part) for part in parts])
+
+
+def _step_matrix(step: Array, centre: Array) -> Array:
+    """(4, 4) of a translation, mm, and a rotation vector, rad, about ``centre``."""
+    rotation = Rotation.from_rotvec(step[3:]).as_matrix()
+    out = np.eye(4)
+    out[:3, :3] = rotation
+    out[:3, 3] = centre - rotation @ centre + step[:3]
+    return out
+
+
+def _inverse(matrix: Array) -> Array:
+    return np.asarray(np.linalg.inv(matrix), np.float64)
+
+
+def _sums(samples: _Samples, moving: Level, mask: NDArray[np.uint8], state: _State, robust: float) -> Array:
+    """(BLOCKS, SUMS)."""
+    index = np.linalg.inv(moving.ras_from_index) @ state.pose @ samples.level.ras_from_index
+    out = np.empty((kernels.BLOCKS, kernels.SUMS))
+    kernels.normal_equations(
+        samples.positions, samples.values, samples.jacobian, moving.array, mask, index.astype(np.float32),
+        np.float32(state.scale), np.float32(state.offset), np.float32(robust), out,
+    )  # fmt: skip
+    return out
+
+
+#: The model is ``scale * m + offset - (f + J p)``: the residual falls with the pose and rises with the intensity map.
+_SIGNS = np.array([-1.0] * 6 + [1.0, 1.0])
+
+
+def _system(s: Array) -> tuple[Array, Array]:
+    """Hessian (8, 8) and gradient (8,) by (translation, rotation, scale, offset) from sums (SUMS,)."""
+    return s[:64].reshape(8, 8) * np.outer(_SIGNS, _SIGNS), s[64:72] * _SIGNS
+
+
+def _correlation(s: Array, scale: float, offset: float) -> float:
+    """Weighted correlation of moving and fixed, from sums (SUMS,) taken with this intensity map."""
+    h, rv = s[:64].reshape(8, 8), s[64:72]
+    mm, m, n, rm, r, rr = h[6, 6], h[6, 7], h[7, 7], rv[6], rv[7], s[72]
+    if n <= 0.0:
+        return 0.0
+    f = scale * m + offset * n - r
+    mf = scale * mm + offset * m - rm
+    ff = scale**2 * mm + offset**2 * n + rr + 2.0 * (scale * offset * m - scale * rm - offset * r)
+    spread = (mm / n - (m / n) ** 2) * (ff / n - (f / n) ** 2)
+    return float((mf / n - m * f / n**2) / math.sqrt(spread)) if spread > 0.0 else 0.0
+
+
+def _solve(h: Array, g: Array) -> Array:
+    """The step; what the samples do not determine is left alone."""
+    d = np.sqrt(np.maximum(np.diag(h), 1e-30))
+    return np.asarray(-np.linalg.lstsq(h / np.outer(d, d), g / d, rcond=1e-7)[0] / d)
+
+
+def _descend(samples: _Samples, moving: Level, mask: NDArray[np.uint8], state: _State) -> Array:
+    """Steps on one level until they become small; returns the last sums."""
+    robust = 0.0
+    least = STEP_SHARE * samples.level.pitch_mm
+    state.converged = False
+    blocks = np.zeros((kernels.BLOCKS, kernels.SUMS))
+    for _ in range(MOST_ITERATIONS):
+        blocks = _sums(samples, moving, mask, state, robust)
+        s = blocks.sum(axis=0)
+        state.similarity = _correlation(s, state.scale, state.offset)
+        state.overlap = float(s[73]) / max(len(samples.values), 1)
+        if s[73] < 100:
+            return blocks
+        step = _solve(*_system(s))
+        state.scale += float(step[6])
+        state.offset += float(step[7])
+        state.pose = state.pose @ np.linalg.inv(_step_matrix(step[:6], samples.centre))
+        state.iterations += 1
+        robust = 1.0 / max(s[72] / s[63], 1e-12)
+        if float(np.linalg.norm(step[:3]) + np.linalg.norm(step[3:6]) * samples.size_mm) < least:
+            state.converged = True
+            return blocks
+    return blocks
+
+
+def _deformation_mm(pairs: Sequence[_Pair], finest: Array, state: _State) -> float:
+    """Root mean square of the shifts that bring the pieces of the body to rest, each on its own, noise taken off.
+
+    A shift is known only while it is small against the pitch; where it is not, the next coarser level is asked, and
+    what the last one says counts more, for it falls short.
+    """
+    found = 0.0
+    for n, ((level, mask), (other, other_mask)) in enumerate(pairs):
+        if found and level.pitch_mm > SHIFT_PITCH_MM:
+            break
+        blocks = finest
+        if n > 0:
+            samples = _samples(level, mask, MOST_SAMPLES[min(n, len(MOST_SAMPLES) - 1)])
+            here = _State(state.pose, state.scale, state.offset)
+            s = _sums(samples, other, other_mask, here, 0.0).sum(axis=0)
+            change = _solve(s[:64].reshape(8, 8)[6:, 6:], s[70:72])  # the intensity map of this level
+            here.scale, here.offset = here.scale + float(change[0]), here.offset + float(change[1])
+            blocks = _sums(samples, other, other_mask, here, 0.0)
+        squares = []
+        for block in blocks:
+            if block[73] < LEAST_SAMPLES / kernels.BLOCKS:
+                continue
+            h, g = _system(block)
+            shift = _solve(h[:3, :3], g[:3])
+            residual = (block[72] + float(g[:3] @ shift)) / block[63]
+            squares.append(float(shift @ shift - residual * np.trace(np.linalg.pinv(h[:3, :3]))))
+        found = math.sqrt(max(float(np.mean(squares)), 0.0)) if squares else math.inf
+        if found < SHIFT_SHARE * level.pitch_mm:
+            return found
+    return found * SHIFT_FALLS_SHORT
+
+
+def _jackknife(blocks: Array) -> Array:
+    """(6, 6) covariance of the pose from leaving out one block of samples after the other."""
+    s = blocks.sum(axis=0)
+    left = [_solve(*_system(s - block))[:6] for block in blocks if block[73] > 0]
+    if len(left) < 2:
+        return np.full((6, 6), np.inf)
+    away = np.array(left) - np.mean(left, axis=0)
+    n = len(left)
+    return np.asarray((n - 1) / n * away.T @ away)
+
+
+def _levels(image: Volume, mask: NDArray[np.generic] | None, what: str) -> list[tuple[Level, NDArray[np.uint8]]]:
+    """Levels that are used, from the finest, each with its mask."""
+    if mask is not None and mask.shape != image.array.shape:
+        raise ImageRegistrationError(
+            f"the {what} mask has {mask.shape} voxels (k, j, i), its image {image.array.shape}; resample it"
+        )
+    if mask is not None and not mask.any():
+        raise ImageRegistrationError(f"the {what} mask is empty; choose the label that covers the body or organ")
+    if min(image.array.shape) < LEAST_VOXELS:
+        raise ImageRegistrationError(
+            f"the {what} image has {image.size} voxels; every axis needs at least {LEAST_VOXELS} "
+            "(a slice or a short stack: register it as one)"
+        )
+    if np.issubdtype(image.array.dtype, np.floating) and not np.isfinite(image.array).all():
+        bad = int(np.count_nonzero(~np.isfinite(image.array)))
+        raise ImageRegistrationError(f"the {what} image holds {bad} voxels that are not finite; replace or mask them")
+    levels = image_pyramid(image, COARSEST_MM)
+    used = [level for level in levels if level.array.size <= MOST_VOXELS] or [levels[-1]]
+    if float(np.ptp(used[-1].array)) == 0.0:
+        raise ImageRegistrationError(f"the {what} image is constant ({used[-1].array.flat[0]:g} everywhere)")
+    return [(level, _NO_MASK if mask is None else mask_at(mask, level)) for level in used]
+
+
+def _settled(samples: _Samples, moving: Level, mask: NDArray[np.uint8], pose: Array) -> _State:
+    state = _State(pose.copy())
+    _descend(samples, moving, mask, state)
+    return state
+
+
+def _looks_right(state: _State, samples: _Samples, start: Array) -> bool:
+    return (
+        state.converged
+        and state.overlap >= LEAST_OVERLAP
+        and state.similarity >= LEAST_SIMILARITY
+        and _apart_mm(state.pose, start, samples) <= FARTHEST_MM
+    )
+
+
+def _apart_mm(one: Array, two: Array, samples: _Samples) -> float:
+    """Root mean square distance between where two poses take the samples."""
+    level = samples.level
+    some = samples.positions[:: max(1, len(samples.positions) // _POINTS)]
+    points = some @ level.ras_from_index[:3, :3].T + level.ras_from_index[:3, 3]
+    apart = points @ (one - two)[:3, :3].T + (one - two)[:3, 3]
+    return float(np.sqrt((apart**2).sum(axis=1).mean()))
+
+
+def _other_starts(samples: _Samples, moving: Level, start: Array) -> list[Array]:
+    """Poses around ``start`` and around the one that lays centre on centre."""
+    middle = moving.ras_from_index @ np.array([*((np.array(moving.array.shape[::-1]) - 1) / 2.0), 1.0])
+    centred = start.copy()
+    centred[:3, 3] += middle[:3] - (start[:3, :3] @ samples.centre + start[:3, 3])
+    angle, shift = math.radians(CAPTURE_DEG), CAPTURE_MM
+    steps = [np.zeros(6)]
+    for axis in range(6):
+        for sign in (-1.0, 1.0):
+            step = np.zeros(6)
+            step[axis] = sign * (shift if axis < 3 else angle)
+            steps.append(step)
+    return [base @ _step_matrix(step, samples.centre) for base in (start, centred) for step in steps]
+
+
+def _coarse_pose(samples: _Samples, moving: Level, mask: NDArray[np.uint8], start: Array) -> _State:
+    """From the start given, and if that looks wrong from others: the one with the best correlation and overlap."""
+    first = _settled(samples, moving, mask, start)
+    if _looks_right(first, samples, start):
+        return first
+    found = [first, *(_settled(samples, moving, mask, pose) for pose in _other_starts(samples, moving, start))]
+    return max(found, key=lambda s: s.similarity * min(s.overlap / LEAST_OVERLAP, 1.0))
+
+
+def register_rigid(
+    fixed: Volume,
+    moving: Volume,
+    *,
+    initial: Rigid,
+    fixed_mask: NDArray[np.generic] | None = None,
+    moving_mask: NDArray[np.generic] | None = None,
+    finest_mm: float = 0.0,
+    progress: Progress | None = None,
+) -> RigidImageRegistration:
+    """Register two images of one modality (CT to CT, or one MR sequence to itself).
+
+    Parameters
+    ----------
+    fixed, moving : Volume
+        Any spacing, orientation and scalar type; finite; at least 8 voxels along every axis.
+    initial : Rigid
+        Moving to fixed, RAS mm: where to start, within `CAPTURE_MM` and `CAPTURE_DEG` of the truth. Its name is that of
+        the result.
+    fixed_mask, moving_mask : (k, j, i), optional
+        On the grid of their image: where it is looked at, not 0. None: everywhere.
+    finest_mm : float
+        No level finer than this is used.
+    progress : callable, optional
+        Called with the share done, 0 to 1, and what is being done; what it raises ends the registration.
+
+    Returns
+    -------
+    RigidImageRegistration
+        Also when it is wrong: ``verdict`` and ``reasons`` say so.
+
+    Raises
+    ------
+    ImageRegistrationError
+        The images cannot be registered at all: constant, not finite, too thin, an empty mask or one on another grid, or
+        nothing in common from any start.
+    """
+    tell = progress or (lambda _share, _text: None)
+    tell(0.0, "pyramids")
+    one = _levels(fixed, fixed_mask, "fixed")
+    two = _levels(moving, moving_mask, "moving")
+    pairs = list(zip(one, two, strict=False))
+    pairs = [pair for pair in pairs if pair[0][0].pitch_mm >= finest_mm] or pairs[-1:]
+    start = initial.inverse().matrix.copy()
+    state = _State(start)
+    for n in range(len(pairs) - 1, -1, -1):
+        (level, mask), (other, other_mask) = pairs[n]
+        tell(1.0 - (n + 1) / (len(pairs) + 1), f"at {level.pitch_mm:.1f} mm")
+        samples = _samples(level, mask, MOST_SAMPLES[min(n, len(MOST_SAMPLES) - 1)])
+        if len(samples.values) < LEAST_SAMPLES:
+            raise ImageRegistrationError(
+                f"the fixed image shows structure in {len(samples.values)} places only, at least {LEAST_SAMPLES} are "
+                "needed; use a larger mask or another image"
+            )
+        if n == len(pairs) - 1:
+            state = _coarse_pose(samples, other, other_mask, start)
+        blocks = _descend(samples, other, other_mask, state)
+        if blocks[:, 73].sum() < LEAST_SAMPLES:
+            raise ImageRegistrationError(
+                f"the images have nothing in common: {state.overlap:.1%} of the fixed image lies inside the moving one "
+                "(and its mask); give a start (--init) that brings them together"
+            )
+    similarity_before = _similarity_at(samples, other, other_mask, start)
+    tell(len(pairs) / (len(pairs) + 1), "quality")
+    look, back = (
+        max((n for n in range(len(pairs)) if pairs[n][0][0].pitch_mm <= pitch), default=0)
+        for pitch in (AGREEMENT_PITCH_MM, BACK_PITCH_MM)
+    )
+    found = _Quality(
+        patches=_agreement(pairs[look], state.pose),
+        inverse_consistency_mm=_inverse_consistency_mm(pairs[back], state, samples),
+        moved_mm=_apart_mm(state.pose, start, samples),
+        turned_deg=math.degrees(float(Rotation.from_matrix(state.pose[:3, :3] @ start[:3, :3].T).magnitude())),
+        deformation_mm=_deformation_mm(pairs, blocks, state),
+    )
+    covariance = _jackknife(blocks)
+    covariance[:3, :3] += CONSISTENCY_SHARE * found.inverse_consistency_mm**2 * np.eye(3)
+    verdict, reasons = _judge(state, found)
+    tell(1.0, "done")
+    return RigidImageRegistration(
+        Rigid.from_matrix(np.linalg.inv(state.pose), initial.name),
+        state.iterations,
+        similarity_before,
+        state.similarity,
+        state.overlap,
+        found.agreement,
+        state.scale,
+        samples.centre,
+        covariance,
+        found.deformation_mm,
+        found.inverse_consistency_mm,
+        verdict,
+        reasons,
+    )
+
+
+def _similarity_at(samples: _Samples, moving: Level, mask: NDArray[np.uint8], pose: Array) -> float:
+    s = _sums(samples, moving, mask, _State(pose), 0.0).sum(axis=0)
+    return _correlation(s, 1.0, 0.0)
+
+
+def _inverse_consistency_mm(pair: _Pair, state: _State, samples: _Samples) -> float:
+    """Register the fixed to the moving image from where the other way ended; how far apart the two are."""
+    (level, mask), (other, other_mask) = pair
+    back = _State(_inverse(state.pose), 1.0 / state.scale if state.scale else 1.0)
+    _descend(_samples(other, other_mask, MOST_SAMPLES[2]), level, mask, back)
+    return _apart_mm(_inverse(back.pose), state.pose, samples)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Quality:
+    patches: Array
+    inverse_consistency_mm: float
+    moved_mm: float
+    turned_deg: float
+    deformation_mm: float
+
+    @property
+    def agreement(self) -> float:
+        known = self.patches[np.isfinite(self.patches)]
+        return float((known > AGREES).mean()) if len(known) else 0.0
+
+
+def _agreement(pair: _Pair, pose: Array) -> Array:
+    """(k, j, i) correlation of the patches of one level; NaN where there is no structure to compare."""
+    (level, mask), (other, other_mask) = pair
+    spacing = np.linalg.norm(level.ras_from_index[:3, :3], axis=0)
+    side = np.maximum(2, np.round(PATCH_MM / spacing[::-1])).astype(np.int64)
+    out = np.empty(tuple(-(-np.array(level.array.shape) // side)))
+    index = np.linalg.inv(other.ras_from_index) @ pose @ level.ras_from_index
+    some = level.array[::3, ::3]
+    noise = float(np.median(np.abs(np.diff(some, axis=2)))) / 0.954  # of one voxel, from its neighbour's too
+    kernels.patch_correlations(
+        level.array, mask, other.array, other_mask, index.astype(np.float32), side, (2.0 * noise) ** 2, out
+    )
+    return out
+
+
+def _judge(state: _State, found: _Quality) -> tuple[Verdict, tuple[str, ...]]:
+    """The verdict, and a sentence for each thing that speaks against the registration, the worst first."""
+    wrong, doubts = [], []
+    if state.overlap < LEAST_OVERLAP:
+        wrong.append(
+            f"only {state.overlap:.0%} of the fixed image lies inside the moving one (least {LEAST_OVERLAP:.0%})"
+        )
+    if state.scale <= 0.0:
+        wrong.append("bright in one image is dark in the other: these are not images of one modality")
+    agreement = f"the images show the same in {found.agreement:.0%} of the patches only"
+    if found.agreement < LEAST_AGREEMENT:
+        wrong.append(
+            f"{agreement} (least {LEAST_AGREEMENT:.0%}): another patient or modality, a mirrored image, or a start "
+            f"too far off ({CAPTURE_MM:g} mm and {CAPTURE_DEG:g} degrees are safe)"
+        )
+    elif found.agreement < GOOD_AGREEMENT:
+        doubts.append(f"{agreement} (good from {GOOD_AGREEMENT:.0%}): the body has changed, or an image is mirrored")
+    apart = f"there and back differ by {found.inverse_consistency_mm:.2f} mm"
+    if found.inverse_consistency_mm > MOST_CONSISTENCY_MM:
+        wrong.append(f"{apart} (most {MOST_CONSISTENCY_MM:g} mm)")
+    elif found.inverse_consistency_mm > GOOD_CONSISTENCY_MM:
+        doubts.append(f"{apart} (good up to {GOOD_CONSISTENCY_MM:g} mm)")
+    if found.deformation_mm > GOOD_DEFORMATION_MM:
+        doubts.append(
+            f"the body has changed its shape by about {found.deformation_mm:.1f} mm (good up to "
+            f"{GOOD_DEFORMATION_MM:g} mm): a rigid transform cannot follow"
+        )
+    if found.moved_mm > FARTHEST_MM or found.turned_deg > FARTHEST_DEG:
+        doubts.append(
+            f"it moves the body by {found.moved_mm:.0f} mm and {found.turned_deg:.0f} degrees from the start "
+            f"(expected up to {FARTHEST_MM:g} mm and {FARTHEST_DEG:g} degrees)"
+        )
+    if wrong:
+        return Verdict.IMPLAUSIBLE, (*wrong, *doubts)
+    if not state.converged:
+        return Verdict.NOT_CONVERGED, (f"not settled after {MOST_ITERATIONS} steps on the finest level", *doubts)
+    return (Verdict.DOUBTFUL, tuple(doubts)) if doubts else (Verdict.GOOD, ())
