@@ -17,7 +17,7 @@ from nav.cli.progress import Steps
 from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
 from nav.imaging.checkerboard import checkerboard
-from nav.imaging.resample import resample_rigid
+from nav.imaging.resample import resample_rigid, upright_grid
 from nav.io.ct import load_ct
 from nav.io.errors import InputFileError, MaskError
 from nav.io.image_file import image_suffix, read_image_file
@@ -82,10 +82,13 @@ def rigid(files: Inputs, *, preset: str, threads: int, out: Path, steps: Steps) 
     with steps.step("Writing"):
         names = {"transform": "transform.tfm", "warped": "warped.nrrd", "checkerboard": "checkerboard.png"}
         write_itk_rigid(out / names["transform"], result.transform)
-        warped = resample_rigid(moving, fixed, result.transform, outside=float(moving.array.min()))
+        grid = upright_grid(fixed)  # image files cannot say that a scan is tilted
+        warped = resample_rigid(moving, grid, result.transform, outside=float(moving.array.min()))
         write_volume(out / names["warped"], warped)
         picture = out / names["checkerboard"]
-        if not cv2.imwrite(str(picture), checkerboard(fixed, warped)):
+        stays = Rigid.identity(NAME)
+        beside = fixed if grid is fixed else resample_rigid(fixed, grid, stays, outside=float(fixed.array.min()))
+        if not cv2.imwrite(str(picture), checkerboard(beside, warped)):
             raise CommandError(f"{picture}: cannot be written", ExitCode.INPUT)
     report["out"] = {what: str(out / name) for what, name in names.items()}
     return report

@@ -20,7 +20,8 @@ def checkerboard(fixed: Volume, warped: Volume) -> NDArray[np.uint8]:
     Parameters
     ----------
     fixed, warped : Volume
-        On one grid. Each is windowed on its own, from its 1st to its 99th percentile in the planes shown.
+        On one grid and of one modality: both are shown in one window, from the 1st to the 99th percentile of what is
+        neither's padding (its smallest value).
 
     Raises
     ------
@@ -34,12 +35,15 @@ def checkerboard(fixed: Volume, warped: Volume) -> NDArray[np.uint8]:
     axes = fixed.ras_from_index[:3, :3]
     turn = tuple(slice(None, None, -1 if a[np.argmax(np.abs(a))] > 0.0 else 1) for a in axes.T[::-1])
     arrays = [v.array[turn] for v in (fixed, warped)]
+    shown = np.concatenate([a[::3, ::3, ::3][a[::3, ::3, ::3] > a.min()] for a in arrays]).astype(np.float32)
+    low, high = (float(v) for v in np.percentile(shown, (1.0, 99.0))) if shown.size else (0.0, 1.0)
+    gain = 255.0 / max(high - low, 1e-6)
     planes = []
     for axis in range(3):
         cut: list[slice | int] = [slice(None)] * 3
         cut[axis] = fixed.array.shape[axis] // 2
         pitch = np.delete(spacing, axis)
-        one, two = (_grey(a[tuple(cut)]) for a in arrays)
+        one, two = (np.clip((a[tuple(cut)].astype(np.float32) - low) * gain, 0.0, 255.0) for a in arrays)
         height, width = (np.array(one.shape) * pitch).tolist()
         size = (max(1, round(HEIGHT_PX * width / height)), HEIGHT_PX)
         big = [cv2.resize(p, size, interpolation=cv2.INTER_LINEAR) for p in (one, two)]
@@ -48,10 +52,3 @@ def checkerboard(fixed: Volume, warped: Volume) -> NDArray[np.uint8]:
         odd = (np.floor(rows / square) + np.floor(columns / square)) % 2 > 0
         planes.append(np.where(odd, big[1], big[0]))
     return np.ascontiguousarray(np.concatenate(planes, axis=1), np.uint8)
-
-
-def _grey(plane: NDArray[np.generic]) -> NDArray[np.uint8]:
-    values = plane.astype(np.float32)
-    low, high = (float(v) for v in np.percentile(values, (1.0, 99.0)))
-    scaled = (values - low) * (255.0 / max(high - low, 1e-6))
-    return np.asarray(np.clip(scaled, 0.0, 255.0), np.uint8)

@@ -16,6 +16,8 @@ from nav.cli.errors import ExitCode
 from nav.cli.main import main
 from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
+from nav.imaging.checkerboard import checkerboard
+from nav.imaging.resample import resample_rigid, upright_grid
 from nav.io.errors import ImageWriteError, PointFileError
 from nav.io.image_file import read_image_file, swap_lps_ras
 from nav.io.itk_transform import read_itk_rigid, write_itk_rigid
@@ -202,3 +204,47 @@ def test_a_volume_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     sheared[0, 1] = 0.2
     with pytest.raises(ImageWriteError, match="right angles"):
         write_volume(tmp_path / "x.nrrd", Volume.of(np.zeros((2, 2, 2), np.int16), sheared))
+
+
+@pytest.mark.parametrize("turn", [None, "left-handed", "tilted"])
+def test_a_resampled_volume_stands_where_it_stood(turn: str | None, tmp_path: Path) -> None:
+    grid = np.eye(4)
+    grid[:3, :3] = Rotation.from_euler("xyz", [10, -20, 30], degrees=True).as_matrix() @ np.diag([1.0, 1.5, 2.5])
+    grid[:3, 3] = 5.0, -7.0, 11.0
+    if turn == "left-handed":
+        grid[:3, 2] *= -1.0
+    elif turn == "tilted":
+        grid[:3, 2] += 0.3 * grid[:3, 1]
+    k, j, i = np.indices((14, 16, 18))
+    volume = Volume.of((10 * i + 20 * j - 15 * k).astype(np.float32), grid)
+    upright = upright_grid(volume)
+    assert (upright is volume) is (turn != "tilted")
+    move = Rigid.from_matrix(truth(), "MovingToFixed")
+    inside = resample_rigid(volume, upright, Rigid.identity("MovingToFixed"), outside=-9999.0)
+    write_volume(tmp_path / "v.nrrd", inside)
+    back = read_image_file(tmp_path / "v.nrrd", PointFileError)
+    np.testing.assert_allclose(back.ras_from_index, upright.ras_from_index, atol=1e-6)
+    # A linear image: its value at every place is known.
+    shifted = resample_rigid(volume, upright, move, outside=-9999.0)
+    for moved, array in ((np.eye(4), inside.array), (move.matrix, shifted.array)):
+        known = np.argwhere(array > -9000)
+        ras = upright.to_ras(known[:, ::-1])
+        index = volume.to_index((ras - moved[:3, 3]) @ moved[:3, :3])
+        wanted = index @ np.array([10.0, 20.0, -15.0])
+        assert len(known) > 500
+        np.testing.assert_allclose(array[tuple(known.T)], wanted, atol=0.05)
+
+
+def test_the_checkerboard_shows_both_in_one_window_with_the_head_up() -> None:
+    array = np.zeros((20, 22, 24), np.int16)
+    array[10:] = 1000  # the upper half of the body
+    up = Volume.of(array, np.diag([2.0, 2.0, 2.0, 1.0]))
+    picture = checkerboard(up, Volume.of(array // 2, up.ras_from_index))
+    side = picture[:, picture.shape[1] // 2 :]
+    assert side[:200].mean() > 100
+    assert side[280:].mean() < 20
+    assert {0, 255} <= {int(v) for v in np.unique(picture)}
+    half = np.unique(side[:200])
+    assert half.min() < 150 < half.max()
+    with pytest.raises(ValueError, match="share a grid"):
+        checkerboard(up, Volume.of(array[1:], up.ras_from_index))
