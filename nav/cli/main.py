@@ -21,7 +21,7 @@ from nav.cli.errors import ExitCode, exit_code_of, message_of
 
 __all__ = ["COMMANDS", "main"]
 
-#: Name → one line for the overview. The module is ``nav.cli.<name>``.
+#: Name → one line for the overview. The module is ``nav.cli.<name>``, with ``_`` for ``-``.
 COMMANDS: dict[str, str] = {
     "demo": "Play the whole job in the built-in simulated procedure room.",
     "run": "Guide: streams of a room, registered to a CT, on the screen.",
@@ -29,6 +29,8 @@ COMMANDS: dict[str, str] = {
     "record": "Record the streams of a room without guiding.",
     "replay": "Play a recording through the same program again.",
     "register": "Register from files: landmarks, two images.",
+    "transform-points": "Take points through a transform.",
+    "resample": "Resample an image onto the grid of another one.",
     "igtl": "OpenIGTLink messages in files and on the wire.",
     "doctor": "Check this computer and say what is wrong and what to do.",
 }
@@ -58,12 +60,13 @@ class _LazyGroup(typer.core.TyperGroup):
 
 
 def load_command(name: str) -> Any:
-    """Import ``nav.cli.<name>`` and build its command."""
-    module = import_module(f"nav.cli.{name}")
+    """Import the module of a command and build it."""
+    function = name.replace("-", "_")
+    module = import_module(f"nav.cli.{function}")
     app = getattr(module, "app", None)
     if app is None:
         app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        app.command(name, help=getattr(module, "HELP", None))(getattr(module, name))
+        app.command(name, help=getattr(module, "HELP", None))(getattr(module, function))
     return typer.main.get_command(app)
 
 

@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nav.cli.errors import CommandError, ExitCode
+from nav.cli.images import read_image
 from nav.cli.progress import Steps
 from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
 from nav.imaging.checkerboard import checkerboard
 from nav.imaging.resample import resample_rigid, upright_grid
-from nav.io.ct import load_ct
-from nav.io.errors import InputFileError, MaskError
-from nav.io.image_file import image_suffix, read_image_file
+from nav.io.errors import MaskError
+from nav.io.image_file import read_image_file
 from nav.io.itk_transform import read_itk_rigid, write_itk_rigid
 from nav.io.point_files import read_points
 from nav.io.volume_file import write_volume
@@ -60,7 +60,7 @@ def rigid(files: Inputs, *, preset: str, threads: int, out: Path, steps: Steps) 
         raise CommandError(f"--threads {threads}: this machine gives {most}", ExitCode.USAGE)
     numba.set_num_threads(threads or most)
     with steps.step("Reading"):
-        fixed, moving = _image(files.fixed), _image(files.moving)
+        fixed, moving = read_image(files.fixed), read_image(files.moving)
         masks = [_mask(path, image) for path, image in ((files.fixed_mask, fixed), (files.moving_mask, moving))]
         initial = Rigid.identity(NAME) if files.initial is None else read_itk_rigid(files.initial, NAME)
         points = _point_pairs(files, fixed, moving)
@@ -92,14 +92,6 @@ def rigid(files: Inputs, *, preset: str, threads: int, out: Path, steps: Steps) 
             raise CommandError(f"{picture}: cannot be written", ExitCode.INPUT)
     report["out"] = {what: str(out / name) for what, name in names.items()}
     return report
-
-
-def _image(path: Path) -> Volume:
-    """A DICOM folder or slice, or an image file of any modality."""
-    if path.is_file() and image_suffix(path):
-        found = read_image_file(path, InputFileError)
-        return Volume.of(found.array, found.ras_from_index)
-    return load_ct(path).volume
 
 
 def _mask(path: Path | None, image: Volume) -> NDArray[np.generic] | None:

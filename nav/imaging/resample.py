@@ -33,8 +33,10 @@ def upright_grid(volume: Volume) -> Volume:
     return Volume.of(np.zeros(tuple(size[::-1]), np.uint8), grid)
 
 
-def resample_rigid(moving: Volume, onto: Volume, moving_to_fixed: Rigid, *, outside: float) -> Volume:
-    """``moving`` as it lies in the fixed image's space, trilinear, on the grid of ``onto``, in its own scalar type.
+def resample_rigid(
+    moving: Volume, onto: Volume, moving_to_fixed: Rigid, *, outside: float, nearest: bool = False
+) -> Volume:
+    """``moving`` as it lies in the fixed image's space, on the grid of ``onto``, in its own scalar type.
 
     Parameters
     ----------
@@ -42,13 +44,16 @@ def resample_rigid(moving: Volume, onto: Volume, moving_to_fixed: Rigid, *, outs
         RAS mm.
     outside : float
         Value where ``moving`` has no data.
+    nearest : bool
+        The value of the nearest voxel (labels) instead of a trilinear one.
     """
     index = moving.index_from_ras @ moving_to_fixed.inverse().matrix @ onto.ras_from_index
     reverse = index[:3, :3][::-1, ::-1]
     source = moving.array
     values = affine_transform(
-        source.astype(np.float32), reverse, index[:3, 3][::-1], onto.array.shape, order=1, mode="constant", cval=outside
-    )
+        source.astype(np.float64 if nearest else np.float32), reverse, index[:3, 3][::-1], onto.array.shape,
+        order=0 if nearest else 1, mode="constant", cval=outside,
+    )  # fmt: skip
     if np.issubdtype(source.dtype, np.integer):
         limits = np.iinfo(str(source.dtype))
         values = np.clip(np.rint(values), limits.min, limits.max)

@@ -248,3 +248,31 @@ def test_the_checkerboard_shows_both_in_one_window_with_the_head_up() -> None:
     assert half.min() < 150 < half.max()
     with pytest.raises(ValueError, match="share a grid"):
         checkerboard(up, Volume.of(array[1:], up.ras_from_index))
+
+
+def test_points_and_images_go_through_the_written_transform(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transform = tmp_path / "t.tfm"
+    write_itk_rigid(transform, Rigid.from_matrix(np.linalg.inv(truth()), "MovingToFixed"))
+    there, back = tmp_path / "there.mrk.json", tmp_path / "back.mrk.json"
+    points = str(files["fixed_points"])
+    assert main(["transform-points", points, "--transform", str(transform), "--out", str(there)]) == ExitCode.OK
+    names, found = read_points(there)
+    assert names == ("1", "2", "3", "4")
+    np.testing.assert_allclose(found, read_points(files["moving_points"])[1], atol=1e-4)
+    back_again = ["transform-points", str(there), "--transform", str(transform), "--inverse", "--out", str(back)]
+    assert main(back_again) == ExitCode.OK
+    np.testing.assert_allclose(read_points(back)[1], read_points(files["fixed_points"])[1], atol=1e-4)
+    out = tmp_path / "warped.nrrd"
+    onto = ["--fixed", str(files["fixed"]), "--transform", str(transform)]
+    assert main(["resample", str(files["moving"]), *onto, "--out", str(out)]) == ExitCode.OK
+    fixed, warped = (read_image_file(p, PointFileError).array for p in (files["fixed"], out))
+    inner = (slice(8, -8),) * 3
+    assert np.corrcoef(warped[inner].ravel(), fixed[inner].ravel())[0, 1] > 0.98
+    labels = tmp_path / "labels.nii.gz"
+    assert main(["resample", str(files["mask"]), *onto, "--labels", "--out", str(labels)]) == ExitCode.OK
+    assert set(np.unique(read_image_file(labels, PointFileError).array)) == {0, 1}
+    assert "wrote" in capsys.readouterr().out
+    assert main(["resample", str(files["mask"]), *onto, "--out", str(tmp_path / "x.png")]) == ExitCode.INPUT
+    assert "ends in" in capsys.readouterr().err

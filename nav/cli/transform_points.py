@@ -1,0 +1,42 @@
+"""``ablation-nav transform-points``: points through a transform file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["transform_points"]
+
+HELP = """Take points through a transform.
+
+The transform is a file of `register` (ITK: fixed to moving): points of the fixed image are taken to where they lie in
+the moving one, with --inverse the other way.
+
+\b
+Examples:
+  ablation-nav transform-points targets.mrk.json --transform registered/transform.tfm --out moved.mrk.json
+  ablation-nav transform-points seen-today.fcsv --transform registered/transform.tfm --inverse --out planned.mrk.json
+"""
+
+
+def transform_points(
+    points: Annotated[Path, typer.Argument(help="Points: .mrk.json, .fcsv, elastix text, VTK.", show_default=False)],
+    transform: Annotated[Path, typer.Option(help="ITK transform (.tfm, .txt, .h5).", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Slicer markups to write (.mrk.json).", show_default=False)],
+    inverse: Annotated[bool, typer.Option("--inverse", help="From the moving to the fixed image.")] = False,
+) -> None:
+    """See ``HELP``."""
+    from nav.io.case import Landmark
+    from nav.io.itk_transform import read_itk_rigid
+    from nav.io.markups import write_landmarks
+    from nav.io.point_files import read_points
+
+    names, ras = read_points(points)
+    moving_to_fixed = read_itk_rigid(transform, "MovingToFixed")
+    there = (moving_to_fixed if inverse else moving_to_fixed.inverse()).apply(ras)
+    write_landmarks(
+        out, [Landmark(n, (float(x), float(y), float(z))) for n, (x, y, z) in zip(names, there, strict=True)]
+    )
+    print(f"wrote {len(names)} points to {out}")
