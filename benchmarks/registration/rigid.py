@@ -30,8 +30,7 @@ from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
 from nav.io.ct import load_ct
 from nav.io.itk import sitk
-from nav.registration import pyramid, rigid_kernels
-from nav.registration.rigid_image import Verdict, register_rigid
+from nav.registration.rigid_image import KERNELS, Verdict, register_rigid
 
 DATA = Path(os.environ.get("ABLATION_NAV_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 SOURCES = {"ct_liver": DATA / "ct_liver" / "dicom", "ct_small": DATA / "ct_small" / "example_ct.nii.gz"}
@@ -229,7 +228,7 @@ def main() -> int:
         return 0
     numba.set_num_threads(min(THREADS, numba.config.NUMBA_NUM_THREADS))
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(THREADS)
-    for spec in (*pyramid.KERNELS, *rigid_kernels.KERNELS):
+    for spec in KERNELS:
         spec.compile()
     report = {name: run(name, path, options.starts, options.truths, options.peers) for name, path in SOURCES.items()}
     text = json.dumps(report, indent=1)

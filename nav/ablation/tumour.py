@@ -278,11 +278,6 @@ def _frozen(array: ArrayLike, dtype: type = np.float64) -> NDArray[np.generic]:
     return out
 
 
-def _orthogonal(mask: Volume) -> bool:
-    axes = mask.ras_from_index[:3, :3] / mask.spacing_mm
-    return bool(np.abs(axes.T @ axes - np.eye(3)).max() < 1e-3)
-
-
 def _straightened(mask: Volume) -> Volume:
     """Nearest-voxel copy of a sheared (gantry tilt) mask on a grid along RAS, at half its finest spacing."""
     index = np.argwhere(np.asarray(mask.array) > 0)[:, ::-1]
@@ -318,7 +313,7 @@ def _build(mask: Volume, margin_mm: float) -> TumourModel:
         warnings.append(f"the tumour mask has {parts} separate parts; the margin holds for all of them together")
     voxel_axes = np.array(mask.ras_from_index[:3, :3])
     volume_mm3 = count * mask.voxel_volume_mm3
-    work = mask if _orthogonal(mask) else _straightened(mask)
+    work = mask if mask.skew < 1e-3 else _straightened(mask)
 
     smoothing_mm = _SMOOTHING_VOXELS * float(mask.spacing_mm.mean())
     surface, field_grid, origin, pitch = _surface_field(work, volume_mm3, smoothing_mm)

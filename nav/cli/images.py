@@ -9,7 +9,10 @@ from nav.io.ct import load_ct
 from nav.io.errors import InputFileError
 from nav.io.image_file import image_suffix, read_image_file
 
-__all__ = ["read_image"]
+__all__ = ["MOVING_TO_FIXED", "read_image"]
+
+#: What the transform of two images maps.
+MOVING_TO_FIXED = "MovingToFixed"
 
 
 def read_image(path: Path) -> Volume:

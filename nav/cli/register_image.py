@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nav.cli.errors import CommandError, ExitCode
-from nav.cli.images import read_image
+from nav.cli.images import MOVING_TO_FIXED, read_image
 from nav.cli.progress import Steps
 from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
@@ -24,14 +24,11 @@ from nav.io.image_file import read_image_file
 from nav.io.itk_transform import read_itk_rigid, write_itk_rigid
 from nav.io.point_files import read_points
 from nav.io.volume_file import write_volume
-from nav.registration import pyramid, rigid_kernels
 from nav.registration.error_distribution import radius_of_share
-from nav.registration.rigid_image import RigidImageRegistration, register_rigid
+from nav.registration.rigid_image import KERNELS, RigidImageRegistration, register_rigid
 
-__all__ = ["FINEST_MM", "NAME", "Inputs", "rigid"]
+__all__ = ["FINEST_MM", "Inputs", "rigid"]
 
-#: What the transform of two images maps.
-NAME = "MovingToFixed"
 #: Finest level of a preset, mm.
 FINEST_MM = {"fast": 2.5, "good": 0.0}
 #: Points at which the error is predicted.
@@ -62,10 +59,11 @@ def rigid(files: Inputs, *, preset: str, threads: int, out: Path, steps: Steps) 
     with steps.step("Reading"):
         fixed, moving = read_image(files.fixed), read_image(files.moving)
         masks = [_mask(path, image) for path, image in ((files.fixed_mask, fixed), (files.moving_mask, moving))]
-        initial = Rigid.identity(NAME) if files.initial is None else read_itk_rigid(files.initial, NAME)
+        stays = Rigid.identity(MOVING_TO_FIXED)
+        initial = stays if files.initial is None else read_itk_rigid(files.initial, MOVING_TO_FIXED)
         points = _point_pairs(files, fixed, moving)
     with steps.step("Preparing kernels"):
-        for spec in (*pyramid.KERNELS, *rigid_kernels.KERNELS):
+        for spec in KERNELS:
             spec.compile()
     out.mkdir(parents=True, exist_ok=True)
     with steps.step("Registering") as update:
@@ -86,7 +84,6 @@ def rigid(files: Inputs, *, preset: str, threads: int, out: Path, steps: Steps) 
         warped = resample_rigid(moving, grid, result.transform, outside=float(moving.array.min()))
         write_volume(out / names["warped"], warped)
         picture = out / names["checkerboard"]
-        stays = Rigid.identity(NAME)
         beside = fixed if grid is fixed else resample_rigid(fixed, grid, stays, outside=float(fixed.array.min()))
         if not cv2.imwrite(str(picture), checkerboard(beside, warped)):
             raise CommandError(f"{picture}: cannot be written", ExitCode.INPUT)

@@ -32,15 +32,14 @@ def resample(
     ] = None,
 ) -> None:
     """See ``HELP``."""
-    from nav.cli.images import read_image
+    from nav.cli.images import MOVING_TO_FIXED, read_image
     from nav.geometry.rigid import Rigid
     from nav.imaging.resample import resample_rigid, upright_grid
     from nav.io.itk_transform import read_itk_rigid
     from nav.io.volume_file import write_volume
 
-    name = "MovingToFixed"
     image, onto = read_image(moving), read_image(fixed)
-    moved = Rigid.identity(name) if transform is None else read_itk_rigid(transform, name)
+    moved = Rigid.identity(MOVING_TO_FIXED) if transform is None else read_itk_rigid(transform, MOVING_TO_FIXED)
     if outside is None:
         outside = 0.0 if labels else float(image.array.min())
     grid = upright_grid(onto)

@@ -28,13 +28,14 @@ def transform_points(
     inverse: Annotated[bool, typer.Option("--inverse", help="From the moving to the fixed image.")] = False,
 ) -> None:
     """See ``HELP``."""
+    from nav.cli.images import MOVING_TO_FIXED
     from nav.io.case import Landmark
     from nav.io.itk_transform import read_itk_rigid
     from nav.io.markups import write_landmarks
     from nav.io.point_files import read_points
 
     names, ras = read_points(points)
-    moving_to_fixed = read_itk_rigid(transform, "MovingToFixed")
+    moving_to_fixed = read_itk_rigid(transform, MOVING_TO_FIXED)
     there = (moving_to_fixed if inverse else moving_to_fixed.inverse()).apply(ras)
     write_landmarks(
         out, [Landmark(n, (float(x), float(y), float(z))) for n, (x, y, z) in zip(names, there, strict=True)]

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Volume", "VolumeError", "orientation_letters"]
+__all__ = ["MOST_SKEW", "Volume", "VolumeError", "orientation_letters"]
+
+#: Above this `Volume.skew` an image file, which knows right angles only, would put voxels where they are not.
+MOST_SKEW = 1e-4
 
 
 class VolumeError(ValueError):
@@ -61,6 +64,12 @@ class Volume:
     def spacing_mm(self) -> NDArray[np.float64]:
         """(3,) voxel pitch along i, j, k."""
         return np.asarray(np.linalg.norm(self.ras_from_index[:3, :3], axis=0), dtype=np.float64)
+
+    @property
+    def skew(self) -> float:
+        """Largest cosine between two axes: 0 at right angles, above in a sheared grid (gantry tilt)."""
+        axes = self.ras_from_index[:3, :3] / self.spacing_mm
+        return float(np.abs(axes.T @ axes - np.eye(3)).max())
 
     @property
     def index_from_ras(self) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.ndimage import affine_transform
 
 from nav.geometry.rigid import Rigid
-from nav.geometry.volume import Volume
+from nav.geometry.volume import MOST_SKEW, Volume
 
 __all__ = ["resample_rigid", "upright_grid"]
 
@@ -16,10 +16,10 @@ def upright_grid(volume: Volume) -> Volume:
 
     The axes i and j and the spacings are kept; k stands on them. Where it is another grid, its array is empty (zeros).
     """
+    if volume.skew < MOST_SKEW:
+        return volume
     spacing = volume.spacing_mm
     axes = volume.ras_from_index[:3, :3] / spacing
-    if np.abs(axes.T @ axes - np.eye(3)).max() < 1e-4:
-        return volume
     k = np.cross(axes[:, 0], axes[:, 1])
     upright = np.stack([axes[:, 0], np.cross(k, axes[:, 0]) / np.linalg.norm(k), k / np.linalg.norm(k)], axis=1)
     upright[:, 1:] *= np.sign((upright[:, 1:] * axes[:, 1:]).sum(axis=0))

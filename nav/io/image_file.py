@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nav.io.errors import InputFileError
-from nav.io.itk import sitk
+from nav.io.itk import last_line, sitk
 
 __all__ = ["IMAGE_SUFFIXES", "ImageFile", "image_suffix", "read_image_file", "swap_lps_ras"]
 
@@ -83,7 +83,7 @@ def read_image_file(path: Path | str, error: type[InputFileError]) -> ImageFile:
             reader.SetExtractSize([*reader.GetSize()[:3], 0])
         image = reader.Execute()
     except RuntimeError as problem:
-        raise error(f"{file}: cannot be read, it may be truncated or damaged ({_last_line(problem)})") from None
+        raise error(f"{file}: cannot be read, it may be truncated or damaged ({last_line(problem)})") from None
     metadata = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
     _check_orientation(file, suffix, metadata, error)
     affine = np.eye(4)
@@ -93,13 +93,6 @@ def read_image_file(path: Path | str, error: type[InputFileError]) -> ImageFile:
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise error(f"{file}: its geometry is singular: spacing {image.GetSpacing()}, direction {image.GetDirection()}")
     return ImageFile(sitk.GetArrayFromImage(image), affine, metadata)
-
-
-def _last_line(problem: RuntimeError) -> str:
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    # ITK appends "Reason: No such file or directory" (a stale errno) to every MetaImage failure.
-    lines = [line for line in lines if not line.startswith("Reason:")]
-    return lines[-1][-160:] if lines else "no reason given"
 
 
 def _check_orientation(file: Path, suffix: str, metadata: dict[str, str], error: type[InputFileError]) -> None:

@@ -19,7 +19,7 @@ from nav.geometry.frames import TransformName
 from nav.geometry.rigid import NotRigidError, Rigid
 from nav.io.errors import TransformFileError
 from nav.io.image_file import swap_lps_ras
-from nav.io.itk import sitk
+from nav.io.itk import last_line, sitk
 
 __all__ = ["TRANSFORM_SUFFIXES", "read_itk_rigid", "write_itk_rigid"]
 
@@ -45,7 +45,7 @@ def write_itk_rigid(path: Path | str, rigid: Rigid) -> None:
     try:
         sitk.WriteTransform(transform, str(file))
     except RuntimeError as error:
-        raise TransformFileError(f"{file}: cannot be written: {_last_line(error)}") from None
+        raise TransformFileError(f"{file}: cannot be written: {last_line(error)}") from None
 
 
 def read_itk_rigid(path: Path | str, name: TransformName | str) -> Rigid:
@@ -67,7 +67,7 @@ def read_itk_rigid(path: Path | str, name: TransformName | str) -> Rigid:
     try:
         transform = sitk.ReadTransform(str(file))
     except RuntimeError as error:
-        raise TransformFileError(f"{file}: cannot be read as an ITK transform ({_last_line(error)})") from None
+        raise TransformFileError(f"{file}: cannot be read as an ITK transform ({last_line(error)})") from None
     if transform.GetDimension() != 3 or not transform.IsLinear():
         raise TransformFileError(
             f"{file}: holds a {transform.GetDimension()}-dimensional {transform.GetName()}; expected one linear "
@@ -118,11 +118,6 @@ def _check_text(file: Path) -> None:
                 f"{file}: cannot be read as an ITK transform ({kind} has {counts[0]} parameters and {counts[1]} fixed "
                 f"ones, expected {wanted[0]} and {wanted[1]}); copy it again"
             )
-
-
-def _last_line(error: RuntimeError) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][-160:] if lines else "no reason given"
 
 
 def _checked_suffix(path: Path | str) -> Path:

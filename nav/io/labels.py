@@ -109,15 +109,14 @@ def read_label_map(path: Path | str) -> LabelMap:
     lowest, highest = int(array.min()), int(array.max())
     if lowest < 0 or highest > 65535:
         raise MaskError(f"{path}: values run from {lowest} to {highest}; labels must lie between 0 and 65535")
-    axes = image.ras_from_index[:3, :3] / np.linalg.norm(image.ras_from_index[:3, :3], axis=0)
-    skew = float(np.abs(axes.T @ axes - np.eye(3)).max())
-    if skew > 1e-3:
-        raise MaskError(
-            f"{path}: its grid is sheared (axes {np.degrees(np.arccos(skew)):.2f}° apart instead of 90°); distances "
-            "need an orthogonal grid: resample the mask"
-        )
     labels = array.astype(np.uint8 if highest < 256 else np.uint16, copy=False)
-    return LabelMap(Volume.of(labels, image.ras_from_index), str(path), image.metadata, _names(image.metadata))
+    volume = Volume.of(labels, image.ras_from_index)
+    if volume.skew > 1e-3:
+        raise MaskError(
+            f"{path}: its grid is sheared (axes {np.degrees(np.arccos(volume.skew)):.2f}° apart instead of 90°); "
+            "distances need an orthogonal grid: resample the mask"
+        )
+    return LabelMap(volume, str(path), image.metadata, _names(image.metadata))
 
 
 def _names(metadata: dict[str, str]) -> dict[int, str]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
-from nav.geometry.volume import Volume
+from nav.geometry.volume import MOST_SKEW, Volume
 from nav.io.errors import ImageWriteError
 from nav.io.image_file import IMAGE_SUFFIXES, image_suffix, swap_lps_ras
-from nav.io.itk import sitk
+from nav.io.itk import last_line, sitk
 
 __all__ = ["write_volume"]
 
@@ -26,9 +24,9 @@ def write_volume(path: Path | str, volume: Volume) -> None:
     if not image_suffix(file):
         raise ImageWriteError(f"{file}: an image file ends in {', '.join(IMAGE_SUFFIXES)}")
     spacing = volume.spacing_mm
-    directions = volume.ras_from_index[:3, :3] / spacing
-    if np.abs(directions.T @ directions - np.eye(3)).max() > 1e-4:
+    if volume.skew > MOST_SKEW:
         raise ImageWriteError(f"{file}: the axes of the volume are not at right angles; image files cannot say that")
+    directions = volume.ras_from_index[:3, :3] / spacing
     image = sitk.GetImageFromArray(volume.array)
     image.SetSpacing(spacing.tolist())
     image.SetDirection(swap_lps_ras(directions.T).T.ravel().tolist())
@@ -38,7 +36,4 @@ def write_volume(path: Path | str, volume: Volume) -> None:
     try:
         sitk.WriteImage(image, str(file), True)
     except RuntimeError as error:
-        reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1:]
-        raise ImageWriteError(
-            f"{file}: cannot be written ({reason[0][-160:] if reason else 'no reason given'})"
-        ) from None
+        raise ImageWriteError(f"{file}: cannot be written ({last_line(error)})") from None

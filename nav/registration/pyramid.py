@@ -44,21 +44,19 @@ class Level:
 
     Attributes
     ----------
-    array : (k, j, i) float32
+    volume : Volume
+        float32.
     factors : (3,) int64
         Voxels of the image in one voxel of the level, along i, j, k.
-    ras_from_index : (4, 4) float64
-        Takes (i, j, k, 1) at voxel centres of the level to RAS mm.
     """
 
-    array: NDArray[np.float32]
+    volume: Volume
     factors: NDArray[np.int64]
-    ras_from_index: NDArray[np.float64]
 
     @property
     def pitch_mm(self) -> float:
         """Geometric mean of the spacings."""
-        return float(np.prod(np.linalg.norm(self.ras_from_index[:3, :3], axis=0)) ** (1.0 / 3.0))
+        return float(np.prod(self.volume.spacing_mm) ** (1.0 / 3.0))
 
 
 def image_pyramid(image: Volume, coarsest_mm: float) -> tuple[Level, ...]:
@@ -67,28 +65,29 @@ def image_pyramid(image: Volume, coarsest_mm: float) -> tuple[Level, ...]:
     There are as many as fit: every axis keeps at least `LEAST_VOXELS`.
     """
     spacing = image.spacing_mm
-    # Always a copy: kernels are compiled for writeable arrays only.
-    levels = [Level(np.array(image.array, np.float32, order="C"), np.ones(3, np.int64), image.ras_from_index)]
+    finest_array = np.ascontiguousarray(image.array, np.float32)
+    levels = [Level(Volume.of(finest_array, image.ras_from_index), np.ones(3, np.int64))]
     finest = float(spacing.min())
     while (target := finest * 2.0 ** len(levels)) <= coarsest_mm * 1.2:
         factors = np.array([max(1, 2 ** round(np.log2(target / s))) for s in spacing], np.int64)
         step = factors // levels[-1].factors
-        shape = tuple(int(n) // int(f) for n, f in zip(levels[-1].array.shape, step[::-1], strict=True))
+        before = levels[-1].volume.array
+        shape = tuple(int(n) // int(f) for n, f in zip(before.shape, step[::-1], strict=True))
         if min(shape) < LEAST_VOXELS:
             break
         out = np.empty(shape, np.float32)
-        _block_mean(levels[-1].array, np.ascontiguousarray(step[::-1]), out)
+        _block_mean(before, np.ascontiguousarray(step[::-1]), out)
         # Voxel 0 of the level covers voxels 0 … f - 1 of the image.
         full_from_level = np.diag([*factors.astype(np.float64), 1.0])
         full_from_level[:3, 3] = (factors - 1) / 2.0
-        levels.append(Level(out, factors, image.ras_from_index @ full_from_level))
+        levels.append(Level(Volume.of(out, image.ras_from_index @ full_from_level), factors))
     return tuple(levels)
 
 
 def mask_at(mask: NDArray[np.generic], level: Level) -> NDArray[np.uint8]:
     """A mask on the image's grid, (k, j, i), as (k, j, i) uint8 on that of ``level``: its voxel nearest each centre."""
     picked = mask[tuple(slice(int(f) // 2, None, int(f)) for f in level.factors[::-1])]
-    nk, nj, ni = level.array.shape
+    nk, nj, ni = level.volume.array.shape
     return np.ascontiguousarray(picked[:nk, :nj, :ni] != 0).view(np.uint8)
 
 
@@ -96,6 +95,6 @@ KERNELS = (
     KernelSpec(
         "image pyramid",
         _block_mean,
-        ("float32[:, :, ::1], int64[::1], float32[:, :, ::1]",),
+        ("Array(float32, 3, 'C', readonly=True), int64[::1], float32[:, :, ::1]",),
     ),
 )

@@ -21,15 +21,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 
-from nav.geometry.rigid import Rigid
+from nav.geometry.kernels import KernelSpec
+from nav.geometry.rigid import Rigid, rotation_angle_rad
 from nav.geometry.volume import Volume
+from nav.registration import pyramid
 from nav.registration import rigid_kernels as kernels
 from nav.registration.error_distribution import radius_of_share
+from nav.registration.landmarks import point_covariance
 from nav.registration.pyramid import LEAST_VOXELS, Level, image_pyramid, mask_at
 
 __all__ = [
     "CAPTURE_DEG",
     "CAPTURE_MM",
+    "KERNELS",
     "ImageRegistrationError",
     "RigidImageRegistration",
     "Verdict",
@@ -37,6 +41,9 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+
+#: What a registration needs compiled.
+KERNELS: tuple[KernelSpec, ...] = (*pyramid.KERNELS, *kernels.KERNELS)
 
 #: From so far off, at so large an angle, every one of the 200 starts of ``benchmarks/registration`` came home.
 CAPTURE_MM, CAPTURE_DEG = 20.0, 15.0
@@ -57,6 +64,8 @@ AGREEMENT_PITCH_MM = 4.6
 PATCH_MM, AGREES = 20.0, 0.5
 #: The way back is taken on the coarsest level that is at most so coarse.
 BACK_PITCH_MM = 3.0
+#: With as many samples as on a level of this depth.
+BACK_DEPTH = 2
 
 #: Fewer samples than this determine nothing.
 LEAST_SAMPLES = 500
@@ -146,14 +155,9 @@ class RigidImageRegistration:
 
     def covariance_at(self, points_ras: ArrayLike) -> Array:
         """(n, 3, 3) covariance, mm², of where points of the fixed image, (n, 3) RAS mm, are taken to."""
-        x = np.atleast_2d(np.asarray(points_ras, np.float64)) - self.centre_ras
-        jacobian = np.zeros((len(x), 3, 6))
-        jacobian[:, 0, 0] = jacobian[:, 1, 1] = jacobian[:, 2, 2] = 1.0
-        jacobian[:, 0, 4], jacobian[:, 0, 5] = x[:, 2], -x[:, 1]
-        jacobian[:, 1, 3], jacobian[:, 1, 5] = -x[:, 2], x[:, 0]
-        jacobian[:, 2, 3], jacobian[:, 2, 4] = x[:, 1], -x[:, 0]
-        pose = np.asarray(jacobian @ self.covariance @ jacobian.transpose(0, 2, 1))
-        return np.asarray(pose + self.deformation_mm**2 / 3.0 * np.eye(3))
+        shape = self.deformation_mm**2 / 3.0 * np.eye(3)
+        arms = np.atleast_2d(np.asarray(points_ras, np.float64)) - self.centre_ras
+        return np.array([point_covariance(self.covariance, arm) + shape for arm in arms])
 
     def expected_error_mm(self, points_ras: ArrayLike, share: float = 0.95) -> Array:
         """(n,) radius, mm, that holds ``share`` of the errors at points of the fixed image, (n, 3) RAS mm."""
@@ -174,7 +178,7 @@ class _State:
     scale: float = 1.0
     offset: float = 0.0
     iterations: int = 0
-    converged: bool = True
+    converged: bool = False
     similarity: float = 0.0
     overlap: float = 0.0
 
@@ -190,25 +194,31 @@ class _Samples:
     centre: Array
     size_mm: float
 
+    def points_ras(self, every: int = 1) -> Array:
+        """(m, 3) RAS mm of the samples, of one in ``every``."""
+        return self.level.volume.to_ras(self.positions[::every])
+
 
 #: Places at which two poses are compared.
 _POINTS = 2000
 _NO_MASK = np.zeros((0, 0, 0), np.uint8)
 
 
-def _samples(level: Level, mask: NDArray[np.uint8], most: int) -> _Samples:
-    spacing = np.linalg.norm(level.ras_from_index[:3, :3], axis=0)
-    shape = np.array(level.array.shape)
+def _samples(level: Level, mask: NDArray[np.uint8], depth: int) -> _Samples:
+    """``depth``: of the level, 0 for the finest that is used."""
+    most = MOST_SAMPLES[min(depth, len(MOST_SAMPLES) - 1)]
+    image, spacing = level.volume, level.volume.spacing_mm
+    shape = np.array(image.array.shape)
     # Cells as near to cubes as voxels allow, so many that the weakest can be left out.
-    side = (math.prod(level.array.shape) * float(np.prod(spacing)) * (1.0 - WEAKEST_SHARE) / most) ** (1.0 / 3.0)
+    side = (math.prod(image.array.shape) * float(np.prod(spacing)) * (1.0 - WEAKEST_SHARE) / most) ** (1.0 / 3.0)
     cell = np.maximum(1, np.round(side / spacing[::-1])).astype(np.int64)
     count = int(np.prod(-(-shape // cell)))
     positions = np.empty((count, 3), np.float32)
     values = np.empty(count, np.float32)
     gradients = np.empty((count, 4), np.float32)
     # A gradient per voxel is a row vector: in space it is multiplied by the inverse from the right.
-    turn = np.ascontiguousarray(np.linalg.inv(level.ras_from_index[:3, :3]).T, np.float32)
-    kernels.strongest_gradients(level.array, mask, cell, turn, positions, values, gradients)
+    turn = np.ascontiguousarray(np.linalg.inv(image.ras_from_index[:3, :3]).T, np.float32)
+    kernels.strongest_gradients(image.array, mask, cell, turn, positions, values, gradients)
     strength = gradients[:, 3]
     known = strength[strength > 0.0]
     rank = max(int(WEAKEST_SHARE * len(known)), len(known) - most)
@@ -217,7 +227,7 @@ def _samples(level: Level, mask: NDArray[np.uint8], most: int) -> _Samples:
     positions, values, world = positions[found], values[found], gradients[found, :3].astype(np.float64)
     order = _in_blocks(positions)
     positions, values, world = positions[order], values[order], world[order]
-    points = positions @ level.ras_from_index[:3, :3].T + level.ras_from_index[:3, 3]
+    points = image.to_ras(positions)
     centre = points.mean(axis=0) if len(points) else np.zeros(3)
     arms = points - centre
     jacobian = np.concatenate([world, np.cross(arms, world)], axis=1)
@@ -259,12 +269,17 @@ def _inverse(matrix: Array) -> Array:
     return np.asarray(np.linalg.inv(matrix), np.float64)
 
 
+def _index_from_index(fixed: Level, moving: Level, pose: Array) -> NDArray[np.float32]:
+    """(4, 4): indices (i, j, k) of ``fixed`` to those of ``moving``."""
+    return np.asarray(moving.volume.index_from_ras @ pose @ fixed.volume.ras_from_index, np.float32)
+
+
 def _sums(samples: _Samples, moving: Level, mask: NDArray[np.uint8], state: _State, robust: float) -> Array:
     """(BLOCKS, SUMS)."""
-    index = np.linalg.inv(moving.ras_from_index) @ state.pose @ samples.level.ras_from_index
+    index = _index_from_index(samples.level, moving, state.pose)
     out = np.empty((kernels.BLOCKS, kernels.SUMS))
     kernels.normal_equations(
-        samples.positions, samples.values, samples.jacobian, moving.array, mask, index.astype(np.float32),
+        samples.positions, samples.values, samples.jacobian, moving.volume.array, mask, index,
         np.float32(state.scale), np.float32(state.offset), np.float32(robust), out,
     )  # fmt: skip
     return out
@@ -274,15 +289,20 @@ def _sums(samples: _Samples, moving: Level, mask: NDArray[np.uint8], state: _Sta
 _SIGNS = np.array([-1.0] * 6 + [1.0, 1.0])
 
 
+def _rows(s: Array) -> Array:
+    """(8, 8): the sums of v vᵀ."""
+    return s[: kernels.V_R].reshape(8, 8)
+
+
 def _system(s: Array) -> tuple[Array, Array]:
     """Hessian (8, 8) and gradient (8,) by (translation, rotation, scale, offset) from sums (SUMS,)."""
-    return s[:64].reshape(8, 8) * np.outer(_SIGNS, _SIGNS), s[64:72] * _SIGNS
+    return _rows(s) * np.outer(_SIGNS, _SIGNS), s[kernels.V_R : kernels.R_R] * _SIGNS
 
 
 def _correlation(s: Array, scale: float, offset: float) -> float:
     """Weighted correlation of moving and fixed, from sums (SUMS,) taken with this intensity map."""
-    h, rv = s[:64].reshape(8, 8), s[64:72]
-    mm, m, n, rm, r, rr = h[6, 6], h[6, 7], h[7, 7], rv[6], rv[7], s[72]
+    h, rv = _rows(s), s[kernels.V_R : kernels.R_R]
+    mm, m, n, rm, r, rr = h[6, 6], h[6, 7], h[7, 7], rv[6], rv[7], s[kernels.R_R]
     if n <= 0.0:
         return 0.0
     f = scale * m + offset * n - r
@@ -308,46 +328,47 @@ def _descend(samples: _Samples, moving: Level, mask: NDArray[np.uint8], state: _
         blocks = _sums(samples, moving, mask, state, robust)
         s = blocks.sum(axis=0)
         state.similarity = _correlation(s, state.scale, state.offset)
-        state.overlap = float(s[73]) / max(len(samples.values), 1)
-        if s[73] < 100:
+        state.overlap = float(s[kernels.INSIDE]) / max(len(samples.values), 1)
+        if s[kernels.INSIDE] < 100:
             return blocks
         step = _solve(*_system(s))
         state.scale += float(step[6])
         state.offset += float(step[7])
         state.pose = state.pose @ np.linalg.inv(_step_matrix(step[:6], samples.centre))
         state.iterations += 1
-        robust = 1.0 / max(s[72] / s[63], 1e-12)
+        robust = 1.0 / max(s[kernels.R_R] / _rows(s)[7, 7], 1e-12)
         if float(np.linalg.norm(step[:3]) + np.linalg.norm(step[3:6]) * samples.size_mm) < least:
             state.converged = True
             return blocks
     return blocks
 
 
-def _deformation_mm(pairs: Sequence[_Pair], finest: Array, state: _State) -> float:
+def _deformation_mm(pairs: Sequence[_Pair], looked: Sequence[_Samples], finest: Array, state: _State) -> float:
     """Root mean square of the shifts that bring the pieces of the body to rest, each on its own, noise taken off.
 
     A shift is known only while it is small against the pitch; where it is not, the next coarser level is asked, and
-    what the last one says counts more, for it falls short.
+    what the last one says counts more, for it falls short. ``looked``: samples of every level; ``finest``: the last
+    sums on the finest.
     """
     found = 0.0
-    for n, ((level, mask), (other, other_mask)) in enumerate(pairs):
+    for n, ((level, _), (other, other_mask)) in enumerate(pairs):
         if found and level.pitch_mm > SHIFT_PITCH_MM:
             break
         blocks = finest
         if n > 0:
-            samples = _samples(level, mask, MOST_SAMPLES[min(n, len(MOST_SAMPLES) - 1)])
+            samples = looked[n]
             here = _State(state.pose, state.scale, state.offset)
             s = _sums(samples, other, other_mask, here, 0.0).sum(axis=0)
-            change = _solve(s[:64].reshape(8, 8)[6:, 6:], s[70:72])  # the intensity map of this level
+            change = _solve(_rows(s)[6:, 6:], s[kernels.V_R : kernels.R_R][6:])  # the intensity map of this level
             here.scale, here.offset = here.scale + float(change[0]), here.offset + float(change[1])
             blocks = _sums(samples, other, other_mask, here, 0.0)
         squares = []
         for block in blocks:
-            if block[73] < LEAST_SAMPLES / kernels.BLOCKS:
+            if block[kernels.INSIDE] < LEAST_SAMPLES / kernels.BLOCKS:
                 continue
             h, g = _system(block)
             shift = _solve(h[:3, :3], g[:3])
-            residual = (block[72] + float(g[:3] @ shift)) / block[63]
+            residual = (block[kernels.R_R] + float(g[:3] @ shift)) / _rows(block)[7, 7]
             squares.append(float(shift @ shift - residual * np.trace(np.linalg.pinv(h[:3, :3]))))
         found = math.sqrt(max(float(np.mean(squares)), 0.0)) if squares else math.inf
         if found < SHIFT_SHARE * level.pitch_mm:
@@ -358,7 +379,7 @@ def _deformation_mm(pairs: Sequence[_Pair], finest: Array, state: _State) -> flo
 def _jackknife(blocks: Array) -> Array:
     """(6, 6) covariance of the pose from leaving out one block of samples after the other."""
     s = blocks.sum(axis=0)
-    left = [_solve(*_system(s - block))[:6] for block in blocks if block[73] > 0]
+    left = [_solve(*_system(s - block))[:6] for block in blocks if block[kernels.INSIDE] > 0]
     if len(left) < 2:
         return np.full((6, 6), np.inf)
     away = np.array(left) - np.mean(left, axis=0)
@@ -383,9 +404,10 @@ def _levels(image: Volume, mask: NDArray[np.generic] | None, what: str) -> list[
         bad = int(np.count_nonzero(~np.isfinite(image.array)))
         raise ImageRegistrationError(f"the {what} image holds {bad} voxels that are not finite; replace or mask them")
     levels = image_pyramid(image, COARSEST_MM)
-    used = [level for level in levels if level.array.size <= MOST_VOXELS] or [levels[-1]]
-    if float(np.ptp(used[-1].array)) == 0.0:
-        raise ImageRegistrationError(f"the {what} image is constant ({used[-1].array.flat[0]:g} everywhere)")
+    used = [level for level in levels if level.volume.array.size <= MOST_VOXELS] or [levels[-1]]
+    coarsest = used[-1].volume.array
+    if float(np.ptp(coarsest)) == 0.0:
+        raise ImageRegistrationError(f"the {what} image is constant ({coarsest.flat[0]:g} everywhere)")
     return [(level, _NO_MASK if mask is None else mask_at(mask, level)) for level in used]
 
 
@@ -406,18 +428,15 @@ def _looks_right(state: _State, samples: _Samples, start: Array) -> bool:
 
 def _apart_mm(one: Array, two: Array, samples: _Samples) -> float:
     """Root mean square distance between where two poses take the samples."""
-    level = samples.level
-    some = samples.positions[:: max(1, len(samples.positions) // _POINTS)]
-    points = some @ level.ras_from_index[:3, :3].T + level.ras_from_index[:3, 3]
+    points = samples.points_ras(every=max(1, len(samples.positions) // _POINTS))
     apart = points @ (one - two)[:3, :3].T + (one - two)[:3, 3]
     return float(np.sqrt((apart**2).sum(axis=1).mean()))
 
 
 def _other_starts(samples: _Samples, moving: Level, start: Array) -> list[Array]:
     """Poses around ``start`` and around the one that lays centre on centre."""
-    middle = moving.ras_from_index @ np.array([*((np.array(moving.array.shape[::-1]) - 1) / 2.0), 1.0])
     centred = start.copy()
-    centred[:3, 3] += middle[:3] - (start[:3, :3] @ samples.centre + start[:3, 3])
+    centred[:3, 3] += moving.volume.centre_ras() - (start[:3, :3] @ samples.centre + start[:3, 3])
     angle, shift = math.radians(CAPTURE_DEG), CAPTURE_MM
     steps = [np.zeros(6)]
     for axis in range(6):
@@ -481,11 +500,12 @@ def register_rigid(
     pairs = list(zip(one, two, strict=False))
     pairs = [pair for pair in pairs if pair[0][0].pitch_mm >= finest_mm] or pairs[-1:]
     start = initial.inverse().matrix.copy()
-    state = _State(start)
+    looked: list[_Samples] = []  # from the coarsest
     for n in range(len(pairs) - 1, -1, -1):
         (level, mask), (other, other_mask) = pairs[n]
         tell(1.0 - (n + 1) / (len(pairs) + 1), f"at {level.pitch_mm:.1f} mm")
-        samples = _samples(level, mask, MOST_SAMPLES[min(n, len(MOST_SAMPLES) - 1)])
+        samples = _samples(level, mask, n)
+        looked.append(samples)
         if len(samples.values) < LEAST_SAMPLES:
             raise ImageRegistrationError(
                 f"the fixed image shows structure in {len(samples.values)} places only, at least {LEAST_SAMPLES} are "
@@ -494,7 +514,7 @@ def register_rigid(
         if n == len(pairs) - 1:
             state = _coarse_pose(samples, other, other_mask, start)
         blocks = _descend(samples, other, other_mask, state)
-        if blocks[:, 73].sum() < LEAST_SAMPLES:
+        if blocks[:, kernels.INSIDE].sum() < LEAST_SAMPLES:
             raise ImageRegistrationError(
                 f"the images have nothing in common: {state.overlap:.1%} of the fixed image lies inside the moving one "
                 "(and its mask); give a start (--init) that brings them together"
@@ -506,11 +526,11 @@ def register_rigid(
         for pitch in (AGREEMENT_PITCH_MM, BACK_PITCH_MM)
     )
     found = _Quality(
-        patches=_agreement(pairs[look], state.pose),
+        agreement=_agreement(pairs[look], state.pose),
         inverse_consistency_mm=_inverse_consistency_mm(pairs[back], state, samples),
         moved_mm=_apart_mm(state.pose, start, samples),
-        turned_deg=math.degrees(float(Rotation.from_matrix(state.pose[:3, :3] @ start[:3, :3].T).magnitude())),
-        deformation_mm=_deformation_mm(pairs, blocks, state),
+        turned_deg=math.degrees(rotation_angle_rad(state.pose[:3, :3] @ start[:3, :3].T)),
+        deformation_mm=_deformation_mm(pairs, looked[::-1], blocks, state),
     )
     covariance = _jackknife(blocks)
     covariance[:3, :3] += CONSISTENCY_SHARE * found.inverse_consistency_mm**2 * np.eye(3)
@@ -542,37 +562,31 @@ def _inverse_consistency_mm(pair: _Pair, state: _State, samples: _Samples) -> fl
     """Register the fixed to the moving image from where the other way ended; how far apart the two are."""
     (level, mask), (other, other_mask) = pair
     back = _State(_inverse(state.pose), 1.0 / state.scale if state.scale else 1.0)
-    _descend(_samples(other, other_mask, MOST_SAMPLES[2]), level, mask, back)
+    _descend(_samples(other, other_mask, BACK_DEPTH), level, mask, back)
     return _apart_mm(_inverse(back.pose), state.pose, samples)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Quality:
-    patches: Array
+    agreement: float
     inverse_consistency_mm: float
     moved_mm: float
     turned_deg: float
     deformation_mm: float
 
-    @property
-    def agreement(self) -> float:
-        known = self.patches[np.isfinite(self.patches)]
-        return float((known > AGREES).mean()) if len(known) else 0.0
 
-
-def _agreement(pair: _Pair, pose: Array) -> Array:
-    """(k, j, i) correlation of the patches of one level; NaN where there is no structure to compare."""
+def _agreement(pair: _Pair, pose: Array) -> float:
+    """Share of the patches of one level that agree, of those with structure to compare."""
     (level, mask), (other, other_mask) = pair
-    spacing = np.linalg.norm(level.ras_from_index[:3, :3], axis=0)
-    side = np.maximum(2, np.round(PATCH_MM / spacing[::-1])).astype(np.int64)
-    out = np.empty(tuple(-(-np.array(level.array.shape) // side)))
-    index = np.linalg.inv(other.ras_from_index) @ pose @ level.ras_from_index
-    some = level.array[::3, ::3]
+    image = level.volume.array
+    side = np.maximum(2, np.round(PATCH_MM / level.volume.spacing_mm[::-1])).astype(np.int64)
+    out = np.empty(tuple(-(-np.array(image.shape) // side)))
+    some = image[::3, ::3]
     noise = float(np.median(np.abs(np.diff(some, axis=2)))) / 0.954  # of one voxel, from its neighbour's too
-    kernels.patch_correlations(
-        level.array, mask, other.array, other_mask, index.astype(np.float32), side, (2.0 * noise) ** 2, out
-    )
-    return out
+    index = _index_from_index(level, other, pose)
+    kernels.patch_correlations(image, mask, other.volume.array, other_mask, index, side, (2.0 * noise) ** 2, out)
+    known = out[np.isfinite(out)]
+    return float((known > AGREES).mean()) if len(known) else 0.0
 
 
 def _judge(state: _State, found: _Quality) -> tuple[Verdict, tuple[str, ...]]:

@@ -1,7 +1,7 @@
 """Kernels of the rigid registration of two images: where to look, and the normal equations of one step.
 
 One call graph, one file (a changed helper elsewhere would leave a stale cache). Plain twins stand in
-``tests/reference/test_rigid_kernels.py``.
+``tests/reference/test_rigid_image_twins.py``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,17 @@ from numba import njit, prange
 
 from nav.geometry.kernels import KernelSpec
 
-__all__ = ["BLOCKS", "KERNELS", "SUMS", "normal_equations", "patch_correlations", "strongest_gradients"]
+__all__ = [
+    "BLOCKS",
+    "INSIDE",
+    "KERNELS",
+    "R_R",
+    "SUMS",
+    "V_R",
+    "normal_equations",
+    "patch_correlations",
+    "strongest_gradients",
+]
 
 #: The samples are summed in so many blocks of neighbours, in a fixed order: a result does not depend on the number of
 #: threads, and the blocks are what the error estimate leaves out one by one.
@@ -19,6 +29,8 @@ BLOCKS = 64
 #: Sums of one block: 64 of v vᵀ (rows), 8 of v r, r r, all weighted; and the number of samples inside the moving image.
 #: v is (six derivatives of the fixed image by the pose, moving value, 1).
 SUMS = 74
+#: Where in the sums of one block those stand that are no row of v vᵀ: v r (8 of them), r r, and the number.
+V_R, R_R, INSIDE = 64, 72, 73
 #: Samples that are summed at a time.
 CHUNK = 256
 
@@ -71,6 +83,17 @@ def strongest_gradients(image, mask, cell, turn, positions, values, gradients): 
             values[n] = image[bk, bj, bi]
 
 
+@njit(nogil=True, cache=True, inline="always", error_model="numpy", fastmath={"nsz", "arcp", "contract", "reassoc"})
+def _trilinear(image, i, j, k, fi, fj, fk):  # type: ignore[no-untyped-def]
+    """Value between the voxel (i, j, k) and its next ones, at the shares ``fi``, ``fj``, ``fk`` of the way, float32."""
+    one = np.float32(1.0)
+    a00 = image[k, j, i] * (one - fi) + image[k, j, i + 1] * fi
+    a01 = image[k, j + 1, i] * (one - fi) + image[k, j + 1, i + 1] * fi
+    a10 = image[k + 1, j, i] * (one - fi) + image[k + 1, j, i + 1] * fi
+    a11 = image[k + 1, j + 1, i] * (one - fi) + image[k + 1, j + 1, i + 1] * fi
+    return (a00 * (one - fj) + a01 * fj) * (one - fk) + (a10 * (one - fj) + a11 * fj) * fk
+
+
 @njit(nogil=True, cache=True, parallel=True, error_model="numpy", fastmath={"nsz", "arcp", "contract", "reassoc"})
 def normal_equations(positions, values, jacobian, moving, mask, index, scale, offset, robust, out):  # type: ignore[no-untyped-def]
     """Sums of one Gauss-Newton step of ``scale * moving(index x) + offset - fixed(x)``, per block of samples.
@@ -107,14 +130,9 @@ def normal_equations(positions, values, jacobian, moving, mask, index, scale, of
                 if not (x >= 0.0 and y >= 0.0 and z >= 0.0 and x < ni - 1 and y < nj - 1 and z < nk - 1):
                     continue
                 i, j, k = int(x), int(y), int(z)
-                fi, fj, fk = x - np.float32(i), y - np.float32(j), z - np.float32(k)
                 if masked and mask[int(z + 0.5), int(y + 0.5), int(x + 0.5)] == 0:
                     continue
-                a00 = moving[k, j, i] * (one - fi) + moving[k, j, i + 1] * fi
-                a01 = moving[k, j + 1, i] * (one - fi) + moving[k, j + 1, i + 1] * fi
-                a10 = moving[k + 1, j, i] * (one - fi) + moving[k + 1, j, i + 1] * fi
-                a11 = moving[k + 1, j + 1, i] * (one - fi) + moving[k + 1, j + 1, i + 1] * fi
-                m = (a00 * (one - fj) + a01 * fj) * (one - fk) + (a10 * (one - fj) + a11 * fj) * fk
+                m = _trilinear(moving, i, j, k, x - np.float32(i), y - np.float32(j), z - np.float32(k))
                 r = scale * m + offset - values[q]
                 for c in range(6):
                     v[c, inside] = jacobian[q, c]
@@ -133,10 +151,10 @@ def normal_equations(positions, values, jacobian, moving, mask, index, scale, of
                     if b < 8:
                         out[block, 8 * a + b] += total
                     elif a < 8:
-                        out[block, 64 + a] += total
+                        out[block, V_R + a] += total
                     else:
-                        out[block, 72] += total
-            out[block, 73] += inside
+                        out[block, R_R] += total
+            out[block, INSIDE] += inside
         for a in range(8):
             for b in range(a):
                 out[block, 8 * a + b] = out[block, 8 * b + a]
@@ -154,7 +172,6 @@ def patch_correlations(fixed, mask, moving, moving_mask, index, side, least_vari
     mk, mj, mi = moving.shape
     pk, pj, pi = out.shape
     masked, moving_masked = mask.size > 0, moving_mask.size > 0
-    one = np.float32(1.0)
     for row in prange(pk * pj):
         for column in range(pi):
             n = 0
@@ -173,11 +190,7 @@ def patch_correlations(fixed, mask, moving, moving_mask, index, side, least_vari
                             continue
                         a, b, c = int(x), int(y), int(z)
                         fx, fy, fz = np.float32(x - a), np.float32(y - b), np.float32(z - c)
-                        v00 = moving[c, b, a] * (one - fx) + moving[c, b, a + 1] * fx
-                        v01 = moving[c, b + 1, a] * (one - fx) + moving[c, b + 1, a + 1] * fx
-                        v10 = moving[c + 1, b, a] * (one - fx) + moving[c + 1, b, a + 1] * fx
-                        v11 = moving[c + 1, b + 1, a] * (one - fx) + moving[c + 1, b + 1, a + 1] * fx
-                        m = np.float64((v00 * (one - fy) + v01 * fy) * (one - fz) + (v10 * (one - fy) + v11 * fy) * fz)
+                        m = np.float64(_trilinear(moving, a, b, c, fx, fy, fz))
                         f = np.float64(fixed[k, j, i])
                         n += 1
                         sf += f
@@ -198,29 +211,26 @@ def patch_correlations(fixed, mask, moving, moving_mask, index, side, least_vari
                 out[row // pj, row % pj, column] = (sfm / n - sf / n * sm / n) / np.sqrt(vf * vm)
 
 
+_IMAGE = "Array(float32, 3, 'C', readonly=True)"
+_MASK = "uint8[:, :, ::1]"
+
 KERNELS = (
     KernelSpec(
         "rigid: where to look",
         strongest_gradients,
-        (
-            "float32[:, :, ::1], uint8[:, :, ::1], int64[::1], float32[:, ::1], "
-            "float32[:, ::1], float32[::1], float32[:, ::1]",
-        ),
+        (f"{_IMAGE}, {_MASK}, int64[::1], float32[:, ::1], float32[:, ::1], float32[::1], float32[:, ::1]",),
     ),
     KernelSpec(
         "rigid: normal equations",
         normal_equations,
         (
-            "float32[:, ::1], float32[::1], float32[:, ::1], float32[:, :, ::1], uint8[:, :, ::1], float32[:, ::1], "
+            f"float32[:, ::1], float32[::1], float32[:, ::1], {_IMAGE}, {_MASK}, float32[:, ::1], "
             "float32, float32, float32, float64[:, ::1]",
         ),
     ),
     KernelSpec(
         "rigid: agreement",
         patch_correlations,
-        (
-            "float32[:, :, ::1], uint8[:, :, ::1], float32[:, :, ::1], uint8[:, :, ::1], float32[:, ::1], int64[::1], "
-            "float64, float64[:, :, ::1]",
-        ),
+        (f"{_IMAGE}, {_MASK}, {_IMAGE}, {_MASK}, float32[:, ::1], int64[::1], float64, float64[:, :, ::1]",),
     ),
 )

@@ -25,16 +25,16 @@ def test_every_level_is_the_mean_over_its_blocks(shape: tuple[int, int, int]) ->
     array = image(1, shape)
     volume = Volume.of(array, np.diag([1.0, 1.0, 2.0, 1.0]))
     levels = image_pyramid(volume, 4.0)
-    assert np.array_equal(levels[0].array, array)
+    assert np.array_equal(levels[0].volume.array, array)
     assert len(levels) == (3 if min(shape) > 31 else 2 if min(shape) >= 16 else 1)
     for level in levels[1:]:
         fi, fj, fk = level.factors
         nk, nj, ni = (n // f for n, f in zip(shape, (fk, fj, fi), strict=True))
         blocks = array[: nk * fk, : nj * fj, : ni * fi].reshape(nk, fk, nj, fj, ni, fi)
-        np.testing.assert_allclose(level.array, blocks.mean(axis=(1, 3, 5)), atol=1e-3)
+        np.testing.assert_allclose(level.volume.array, blocks.mean(axis=(1, 3, 5)), atol=1e-3)
         # The centre of its first voxel is the mean of the centres it covers.
         corners = np.stack(np.meshgrid(*[np.arange(f) for f in (fi, fj, fk)], indexing="ij"), -1).reshape(-1, 3)
-        np.testing.assert_allclose(level.ras_from_index[:3, 3], volume.to_ras(corners).mean(axis=0), atol=1e-9)
+        np.testing.assert_allclose(level.volume.ras_from_index[:3, 3], volume.to_ras(corners).mean(axis=0), atol=1e-9)
 
 
 def test_levels_become_isotropic() -> None:
@@ -47,7 +47,7 @@ def test_nan_stays_where_it_is() -> None:
     array = image(2, (16, 16, 16))
     array[3, 4, 5] = np.nan
     level = image_pyramid(Volume.of(array, np.eye(4)), 2.0)[1]
-    assert np.argwhere(np.isnan(level.array)).tolist() == [[1, 2, 2]]
+    assert np.argwhere(np.isnan(level.volume.array)).tolist() == [[1, 2, 2]]
 
 
 def test_a_mask_follows_its_image() -> None:
@@ -55,7 +55,7 @@ def test_a_mask_follows_its_image() -> None:
     mask[4:8, 6:10, 10:14] = 7
     level = image_pyramid(Volume.of(image(3, mask.shape), np.eye(4)), 2.0)[1]
     small = mask_at(mask, level)
-    assert small.shape == level.array.shape
+    assert small.shape == level.volume.array.shape
     assert np.array_equal(np.argwhere(small).min(0), [2, 3, 5])
     assert np.array_equal(np.argwhere(small).max(0), [3, 4, 6])
 
