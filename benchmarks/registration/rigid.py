@@ -30,7 +30,8 @@ from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
 from nav.io.ct import load_ct
 from nav.io.itk import sitk
-from nav.registration.rigid_image import KERNELS, Verdict, register_rigid
+from nav.registration.rigid_image import KERNELS, register_rigid
+from nav.registration.verdict import Verdict
 
 DATA = Path(os.environ.get("ABLATION_NAV_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 SOURCES = {"ct_liver": DATA / "ct_liver" / "dicom", "ct_small": DATA / "ct_small" / "example_ct.nii.gz"}

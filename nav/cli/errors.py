@@ -43,7 +43,7 @@ _KNOWN: tuple[tuple[str, str, ExitCode], ...] = (
     ("nav.geometry.rigid", "NotRigidError", ExitCode.INPUT),
     ("nav.geometry.volume", "VolumeError", ExitCode.INPUT),
     ("nav.registration.landmarks", "RegistrationError", ExitCode.INPUT),
-    ("nav.registration.rigid_image", "ImageRegistrationError", ExitCode.INPUT),
+    ("nav.registration.verdict", "ImageRegistrationError", ExitCode.INPUT),
     ("nav.ablation.tumour", "TumourError", ExitCode.INPUT),
     ("nav.guidance.compute", "PlanError", ExitCode.INPUT),
     ("nav.runtime.recording", "RecordingError", ExitCode.INPUT),

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,14 +28,13 @@ from nav.registration import rigid_kernels as kernels
 from nav.registration.error_distribution import radius_of_share
 from nav.registration.landmarks import point_covariance
 from nav.registration.pyramid import LEAST_VOXELS, Level, image_pyramid, mask_at
+from nav.registration.verdict import ImageRegistrationError, Verdict
 
 __all__ = [
     "CAPTURE_DEG",
     "CAPTURE_MM",
     "KERNELS",
-    "ImageRegistrationError",
     "RigidImageRegistration",
-    "Verdict",
     "register_rigid",
 ]
 
@@ -90,19 +88,6 @@ GOOD_CONSISTENCY_MM, MOST_CONSISTENCY_MM = 0.5, 3.0
 #: share of the squared distance there and back stands for is added to that of the jackknife, which knows of none that
 #: all samples have in common.
 CONSISTENCY_SHARE = 1.0 / 6.0
-
-
-class ImageRegistrationError(ValueError):
-    """The images cannot be registered at all; the message names what, the value and the limit."""
-
-
-class Verdict(Enum):
-    """What to think of a registration."""
-
-    GOOD = "good"
-    DOUBTFUL = "doubtful"
-    NOT_CONVERGED = "not_converged"
-    IMPLAUSIBLE = "implausible"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

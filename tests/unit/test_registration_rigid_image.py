@@ -16,7 +16,8 @@ from nav.geometry.volume import Volume
 from nav.io.image_file import swap_lps_ras
 from nav.io.itk import sitk
 from nav.io.itk_transform import write_itk_rigid
-from nav.registration.rigid_image import ImageRegistrationError, RigidImageRegistration, Verdict, register_rigid
+from nav.registration.rigid_image import RigidImageRegistration, register_rigid
+from nav.registration.verdict import ImageRegistrationError, Verdict
 
 NAME = "MovingToFixed"
 
