@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from nav.cli import register_landmarks, register_rigid
+from nav.cli import register_deformable, register_landmarks, register_rigid
 
 __all__ = ["app"]
 
@@ -19,8 +19,10 @@ app = typer.Typer(
 Examples:
   ablation-nav register landmarks --fixed ct.mrk.json --moving touched.mrk.json --out T.tfm
   ablation-nav register rigid planning-ct/ today.nrrd --out registered
+  ablation-nav register deformable planning-ct/ today.nrrd --init registered/transform.tfm --out deformed
 """,
 )
 
 app.command("landmarks", help=register_landmarks.HELP)(register_landmarks.landmarks)
 app.command("rigid", help=register_rigid.HELP)(register_rigid.rigid)
+app.command("deformable", help=register_deformable.HELP)(register_deformable.deformable)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.ndimage import affine_transform
+from numpy.typing import NDArray
+from scipy.ndimage import affine_transform, map_coordinates
 
+from nav.geometry.displacement import DisplacementField
 from nav.geometry.rigid import Rigid
 from nav.geometry.volume import MOST_SKEW, Volume
 
-__all__ = ["resample_rigid", "upright_grid"]
+__all__ = ["coarser_grid", "resample_displaced", "resample_rigid", "upright_grid"]
 
 
 def upright_grid(volume: Volume) -> Volume:
@@ -33,6 +35,13 @@ def upright_grid(volume: Volume) -> Volume:
     return Volume.of(np.zeros(tuple(size[::-1]), np.uint8), grid)
 
 
+def coarser_grid(volume: Volume, spacing_mm: NDArray[np.float64]) -> Volume:
+    """A grid of about ``spacing_mm`` (3,) along i, j, k whose nodes cover ``volume``: whole voxels apart; empty."""
+    step = np.maximum(1, np.round(spacing_mm / volume.spacing_mm)).astype(int)
+    nodes = (np.array(volume.size) - 2 + step) // step + 1
+    return Volume.of(np.zeros(tuple(nodes[::-1]), np.uint8), volume.ras_from_index @ np.diag([*step, 1.0]))
+
+
 def resample_rigid(
     moving: Volume, onto: Volume, moving_to_fixed: Rigid, *, outside: float, nearest: bool = False
 ) -> Volume:
@@ -54,7 +63,30 @@ def resample_rigid(
         source.astype(np.float64 if nearest else np.float32), reverse, index[:3, 3][::-1], onto.array.shape,
         order=0 if nearest else 1, mode="constant", cval=outside,
     )  # fmt: skip
-    if np.issubdtype(source.dtype, np.integer):
-        limits = np.iinfo(str(source.dtype))
+    return Volume.of(_as_stored(values, source.dtype), onto.ras_from_index)
+
+
+def resample_displaced(
+    moving: Volume, onto: Volume, fixed_to_moving: DisplacementField, *, outside: float, nearest: bool = False
+) -> Volume:
+    """As `resample_rigid`, through a displacement field; ``outside`` also where the field says nothing."""
+    source = moving.array
+    values = source.astype(np.float64 if nearest else np.float32)
+    out = np.empty(onto.array.shape, source.dtype)
+    j, i = (axis.ravel() for axis in np.indices(onto.array.shape[1:]))
+    for k in range(len(out)):  # plane by plane: the coordinates of all of a CT would take a gigabyte
+        there = fixed_to_moving.apply(onto.to_ras(np.stack([i, j, np.full_like(i, k)], axis=1)))
+        lost = ~np.isfinite(there).all(axis=1)
+        there[lost] = 0.0
+        at = moving.to_index(there)[:, ::-1].T
+        plane = map_coordinates(values, at, order=0 if nearest else 1, mode="constant", cval=outside)
+        plane[lost] = outside
+        out[k] = _as_stored(plane, source.dtype).reshape(out.shape[1:])
+    return Volume.of(out, onto.ras_from_index)
+
+
+def _as_stored(values: NDArray[np.floating], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+    if np.issubdtype(dtype, np.integer):
+        limits = np.iinfo(str(dtype))
         values = np.clip(np.rint(values), limits.min, limits.max)
-    return Volume.of(values.astype(source.dtype), onto.ras_from_index)
+    return values.astype(dtype)

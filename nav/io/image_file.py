@@ -49,8 +49,8 @@ def image_suffix(path: Path) -> str:
     return next((s for s in sorted(IMAGE_SUFFIXES, key=len, reverse=True) if name.endswith(s)), "")
 
 
-def read_image_file(path: Path | str, error: type[InputFileError]) -> ImageFile:
-    """Read a 3-D scalar image.
+def read_image_file(path: Path | str, error: type[InputFileError], components: int = 1) -> ImageFile:
+    """Read a 3-D image of scalars, or of vectors with so many ``components``; then the array is (k, j, i, components).
 
     Raises
     ------
@@ -73,11 +73,16 @@ def read_image_file(path: Path | str, error: type[InputFileError]) -> ImageFile:
     reader.SetFileName(str(file))
     try:
         reader.ReadImageInformation()
-        dimension, components = reader.GetDimension(), reader.GetNumberOfComponents()
-        if components != 1 or dimension not in (3, 4) or (dimension == 4 and reader.GetSize()[3] != 1):
+        dimension, held = reader.GetDimension(), reader.GetNumberOfComponents()
+        if held != components or dimension not in (3, 4) or (dimension == 4 and reader.GetSize()[3] != 1):
+            expected = (
+                "one three-dimensional scalar image (overlapping segments: export as a label map)"
+                if components == 1
+                else f"a three-dimensional image of vectors of {components}"
+            )
             raise error(
-                f"{file}: holds {dimension} dimensions of size {reader.GetSize()} with {components} components per "
-                "voxel; expected one three-dimensional scalar image (overlapping segments: export as a label map)"
+                f"{file}: holds {dimension} dimensions of size {reader.GetSize()} with {held} components per voxel; "
+                f"expected {expected}"
             )
         if dimension == 4:
             reader.SetExtractSize([*reader.GetSize()[:3], 0])

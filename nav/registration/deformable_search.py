@@ -1,0 +1,69 @@
+"""The search for large motion: every displacement within reach, block by block, tied to the neighbours'."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy.ndimage import map_coordinates
+
+from nav.geometry.displacement import DisplacementField
+from nav.geometry.volume import Volume
+from nav.registration import deformable_kernels as kernels
+from nav.registration.deformable_stage import OUTSIDE_COST, Stage, float_square
+
+__all__ = ["searched"]
+
+#: Most costs that are held at a time; above, blocks grow.
+MOST_COSTS = 60_000_000
+#: How strongly, per mm², a match is tied to the median of its neighbours, one round after the other.
+TIES = (0.0, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+
+
+def searched(stage: Stage, reach_mm: float, block: int, prior: DisplacementField | None) -> DisplacementField:
+    """The best displacement of every block of voxels, tied to its neighbours', at block centres.
+
+    Within ``reach_mm`` of where ``prior`` leads, along every axis; it is part of what comes back.
+    """
+    volume = stage.volume
+    spacing = volume.spacing_mm[::-1]
+    reach = np.maximum(1, np.round(reach_mm / spacing)).astype(np.int64)
+    shape = np.array(volume.array.shape)
+    while math.prod(-(-shape // block)) * math.prod(2 * reach + 1) > MOST_COSTS:
+        block += 1
+    blocks = tuple(int(n) for n in -(-shape // block))
+    # The moving image on a grid that is wider by the reach.
+    wide = np.eye(4)
+    wide[:3, 3] = -reach[::-1]
+    grid = Volume.of(np.empty(tuple(shape + 2 * reach), np.float32), volume.ras_from_index @ wide)
+    around = Stage.wider(stage, grid)
+    moved = around.field_of(prior)
+    around.warp(moved)
+    count = math.prod(2 * reach + 1)
+    costs = np.empty((*blocks[:2], count, blocks[2]), np.float32)
+    kernels.search_costs(
+        stage.normal, stage.fixed.mask.astype(np.float32), around.moved_normal, around.valid.astype(np.float32),
+        reach, block, np.float32(OUTSIDE_COST), costs,
+    )  # fmt: skip
+    kernels.spread_costs(costs, np.empty((max(blocks[:2]), count, blocks[2]), np.float32))
+    steps = [np.arange(-r, r + 1) for r in reach]
+    voxels = np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1).reshape(-1, 3)[:, ::-1]
+    displacements = float_square(voxels @ volume.ras_from_index[:3, :3].T)
+    field, best = np.zeros((*blocks, 3), np.float32), np.empty((*blocks, 3), np.float32)
+    for tie in TIES:
+        kernels.nearest_match(costs, displacements, field, np.float32(tie), best)
+        kernels.median_of_neighbours(best, field)
+    centre = np.eye(4)
+    centre[:3, :3] *= block
+    centre[:3, 3] = (block - 1) / 2.0
+    centres = volume.ras_from_index @ centre
+    if prior is not None:
+        # Found in the image that was moved already: x goes to x + d first, and from there as before.
+        found = DisplacementField.of(field, centres)
+        i, j, k = (axis.ravel() for axis in np.indices(blocks)[::-1])
+        there = found.grid.to_ras(np.stack([i, j, k], axis=1)) + field.reshape(-1, 3)
+        at = around.volume.to_index(there)[:, ::-1].T / kernels.STEP
+        for c in range(3):
+            more = map_coordinates(moved[..., c], at, order=1, mode="nearest")
+            field[..., c] += more.reshape(blocks)
+    return DisplacementField.of(field, centres)

@@ -1,0 +1,175 @@
+"""One level of a pair of images, as the deformable registration works on it: both normalised, the moving one moved."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates, uniform_filter
+
+from nav.geometry.displacement import DisplacementField
+from nav.geometry.volume import Volume
+from nav.registration import deformable_kernels as kernels
+from nav.registration.image_checks import check_image
+from nav.registration.pyramid import Level, image_pyramid, mask_at
+
+__all__ = [
+    "NO_MASK",
+    "OUTSIDE_COST",
+    "Field",
+    "LevelImage",
+    "Stage",
+    "derivatives_of",
+    "float_square",
+    "level_images",
+    "stages_of",
+]
+
+Array = NDArray[np.float64]
+Field = NDArray[np.float32]
+
+#: Finer levels than the fine one are used up to so many voxels.
+MOST_VOXELS = 3_000_000
+#: Coarsest pitch of a level, mm: that of the search for large motion. (Levels halve from there.)
+COARSE_MM = 5.5
+#: Grey values beyond these percentiles count as these.
+DARKEST, BRIGHTEST = 0.5, 99.5
+#: The box of the normalisation: voxels to each side; least deviation, as a share of the grey range.
+RADIUS, LEAST_DEVIATION = 2, 0.02
+#: A voxel outside the moving image costs as much as two images that have nothing in common would.
+OUTSIDE_COST = 2.0
+NO_MASK = np.zeros((0, 0, 0), np.uint8)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LevelImage:
+    """One level of an image, of grey values between 0 and 1."""
+
+    level: Level
+    mask: NDArray[np.uint8]
+
+    @property
+    def array(self) -> NDArray[np.float32]:
+        return self.level.volume.array  # type: ignore[return-value]
+
+
+@dataclass(slots=True, eq=False)
+class Stage:
+    """A pair of levels, the fixed one normalised, and the scratch that its steps need."""
+
+    fixed: LevelImage
+    moving: LevelImage
+    pose: Array  # moving from fixed, RAS mm
+    normal: Field
+    moved: Field
+    moved_normal: Field
+    valid: NDArray[np.uint8]
+    scratch: tuple[Field, Field]
+
+    @classmethod
+    def of(cls, fixed: LevelImage, moving: LevelImage, pose: Array) -> Stage:
+        shape = fixed.array.shape
+        normal, moved, moved_normal, one, two = (np.empty(shape, np.float32) for _ in range(5))
+        kernels.locally_normalised(fixed.array, RADIUS, np.float32(LEAST_DEVIATION**2), one, two, normal)
+        return cls(fixed, moving, pose, normal, moved, moved_normal, np.empty(shape, np.uint8), (one, two))
+
+    @classmethod
+    def wider(cls, stage: Stage, grid: Volume) -> Stage:
+        """To look at the moving image on another ``grid`` than the fixed image's; there is no fixed image on it."""
+        moved, moved_normal, one, two = (np.empty(grid.array.shape, np.float32) for _ in range(4))
+        image = LevelImage(Level(grid, np.ones(3, np.int64)), NO_MASK)
+        valid = np.empty(grid.array.shape, np.uint8)
+        # No fixed image: what is not there cannot be compared.
+        nothing = np.zeros((0, 0, 0), np.float32)
+        return cls(image, stage.moving, stage.pose, nothing, moved, moved_normal, valid, (one, two))
+
+    @property
+    def volume(self) -> Volume:
+        return self.fixed.level.volume
+
+    @property
+    def nodes(self) -> tuple[int, int, int]:
+        """Nodes along k, j, i: the last one at the last voxel or beyond."""
+        k, j, i = ((n - 2 + kernels.STEP) // kernels.STEP + 1 for n in self.volume.array.shape)
+        return k, j, i
+
+    @property
+    def ras_from_node(self) -> Array:
+        return np.asarray(self.volume.ras_from_index @ np.diag([*[float(kernels.STEP)] * 3, 1.0]))
+
+    def field_of(self, other: DisplacementField | None) -> Field:
+        """(k, j, i, 3) on the nodes: zero, or another field."""
+        out = np.zeros((*self.nodes, 3), np.float32)
+        if other is not None:
+            to_other = np.linalg.inv(other.ras_from_index) @ self.ras_from_node
+            k, j, i = np.indices(self.nodes, np.float64)
+            at = [to_other[a, 0] * i + to_other[a, 1] * j + to_other[a, 2] * k + to_other[a, 3] for a in (2, 1, 0)]
+            for c in range(3):
+                out[..., c] = map_coordinates(other.vectors[..., c], at, order=1, mode="nearest")
+        return out
+
+    def warp(self, field: Field, step: int = kernels.STEP, first: float = 0.0) -> None:
+        """Fill ``moved``, ``moved_normal`` and ``valid``."""
+        moving = self.moving.level.volume
+        index = moving.index_from_ras @ self.pose @ self.volume.ras_from_index
+        turn = (moving.index_from_ras @ self.pose)[:3, :3]
+        kernels.warped(
+            self.moving.array, self.moving.mask, np.asarray(index, np.float32), float_square(turn), field, step,
+            np.float32(first), self.moved, self.valid,
+        )  # fmt: skip
+        kernels.locally_normalised(self.moved, RADIUS, np.float32(LEAST_DEVIATION**2), *self.scratch, self.moved_normal)
+
+    def on_nodes(self, field: Field) -> DisplacementField:
+        """A field (k, j, i, 3) of this stage's nodes, with where they are."""
+        return DisplacementField.of(field, self.ras_from_node)
+
+    def costs(self, field: Field, window_mm: float) -> NDArray[np.float32]:
+        """(k, j, i) at the nodes: mean squared difference in a window around."""
+        self.warp(field)
+        difference = np.where(self.valid != 0, (self.normal - self.moved_normal) ** 2, np.float32(OUTSIDE_COST))
+        window = [2 * round(window_mm / s / 2.0) + 1 for s in self.volume.spacing_mm[::-1]]
+        mean = uniform_filter(difference, window, mode="nearest")
+        places = [np.minimum(kernels.STEP * np.arange(n), m - 1) for n, m in zip(self.nodes, mean.shape, strict=True)]
+        return np.asarray(mean[np.ix_(*places)])
+
+
+def float_square(matrix: NDArray[np.floating]) -> NDArray[np.float32]:
+    return np.ascontiguousarray(matrix, np.float32)
+
+
+def derivatives_of(grid: NDArray[np.floating]) -> NDArray[np.float32]:
+    """(3, 3) that takes differences along i, j, k of a grid, (4, 4) RAS from index, to derivatives in RAS, per mm."""
+    return float_square(np.linalg.inv(grid[:3, :3]).T)
+
+
+def level_images(image: Volume, mask: NDArray[np.generic] | None, what: str) -> list[LevelImage]:
+    """Levels of an image, the coarsest first, of grey values between 0 and 1; ``what``: which image, for messages."""
+    check_image(image, mask, what)
+    some = image.array[::2, ::4, ::4].astype(np.float32)
+    low, high = (float(v) for v in np.percentile(some, [DARKEST, BRIGHTEST]))
+    if not high > low:
+        low, high = float(image.array.min()), float(image.array.max())
+    grey = np.clip(image.array.astype(np.float32), low, high)
+    grey -= np.float32(low)
+    grey /= np.float32(high - low)
+    levels = image_pyramid(Volume.of(grey, image.ras_from_index), COARSE_MM)
+    return [LevelImage(level, NO_MASK if mask is None else mask_at(mask, level)) for level in levels[::-1]]
+
+
+def stages_of(
+    fixed: list[LevelImage], moving: list[LevelImage], pose: NDArray[np.floating], finest_mm: float
+) -> list[Stage]:
+    """The coarse stage, the fine one, and finer ones (none below ``finest_mm``); ``pose`` (4, 4): moving from fixed.
+
+    Each has the moving level that is nearest to it in pitch.
+    """
+    out: list[Stage] = []
+    for image in fixed:
+        pitch = image.level.pitch_mm
+        if len(out) >= 2 and (image.array.size > MOST_VOXELS or pitch < finest_mm):
+            break
+        alike = min(moving, key=lambda m: abs(math.log(m.level.pitch_mm / pitch)))
+        out.append(Stage.of(image, alike, np.asarray(pose, np.float64)))
+    return out
