@@ -280,9 +280,9 @@ def other_starts(samples: Samples, moving: Level, start: Array) -> list[Array]:
     return [base @ matrix_of_step(step, samples.centre) for base in (start, centred) for step in steps]
 
 
-def agreement_level(pairs: Sequence[Pair]) -> Pair:
-    """Of the pairs, from the finest, the one to look at patches on."""
-    return pairs[max((n for n in range(len(pairs)) if pairs[n][0][0].pitch_mm <= AGREEMENT_PITCH_MM), default=0)]
+def agreement_level(pairs: Sequence[Pair], coarsest_mm: float = AGREEMENT_PITCH_MM) -> Pair:
+    """Of the pairs, from the finest, the coarsest that is at most so coarse: the one to look at patches on."""
+    return pairs[max((n for n in range(len(pairs)) if pairs[n][0][0].pitch_mm <= coarsest_mm), default=0)]
 
 
 def patch_correlations(pair: Pair, pose: Array) -> Array:
