@@ -3,8 +3,8 @@
 Nothing here is shared with the program: images are sampled with cubic splines from the CT at its own resolution, over
 the thickness of a slice, through the true pose. Intensities come from curves that are neither monotonic nor one to one,
 from labels where there are any (tumour, liver, spleen, kidneys, vessels), and from a texture that the CT does not show.
-On top lie a bias field of the coil, Rician noise and a smaller field of view; the CT's own noise is smoothed away first,
-so that both images have noise of their own.
+On top lie a bias field of the coil, Rician noise and a smaller field of view; the CT's own noise is smoothed away
+first, so that both images have noise of their own.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _smooth_field(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
 
 
 def scan(contrast: Contrast, scanner: Scanner, centre_ras: Array, truth: Array, rng: np.random.Generator) -> Volume:
-    """The patient in a scanner: ``truth`` takes CT to scanner, RAS mm; ``centre_ras``: of what is scanned, on the CT."""
+    """The patient in a scanner; ``truth`` takes CT to scanner, RAS mm, ``centre_ras`` is the middle of the scan."""
     spacing = np.array(scanner.spacing_mm)
     size = np.round(np.array(scanner.field_mm) / spacing).astype(int)
     grid = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])

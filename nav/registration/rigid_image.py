@@ -77,10 +77,11 @@ LEAST_SIMILARITY = 0.8
 #: Pieces of a body that has kept its shape are shifted by this share of the pitch, by interpolation: on the level that
 #: is the image itself, and on others.
 REST_SHARE = (0.012, 0.05)
-#: The deformation by the median shift of a piece: 1.8 to 3.7 on the finest level, 0.9 to 1.5 on the next ones, for
-#: smooth deformations of 0.2 to 1.4 mm (root mean square) of the benchmark.
-FINEST_FALLS_SHORT, SHIFT_FALLS_SHORT = 3.0, 1.4
-#: A shift below this share of the pitch is taken as it is; above it, coarser levels up to this pitch are asked too.
+#: The deformation by the shift of a piece: 1.7 to 3.0 on the finest level, 0.9 to 1.5 on the next ones, for smooth
+#: deformations of 0.2 to 1.4 mm (root mean square) of the benchmark.
+FINEST_FALLS_SHORT, COARSER_FALLS_SHORT = 2.4, 1.4
+#: A deformation below this share of the next level's pitch is taken as it is; above it, coarser levels up to this pitch
+#: are asked too.
 SHIFT_SHARE, SHIFT_PITCH_MM = 0.25, 6.0
 #: More than this, mm, no rigid transform should be trusted with.
 GOOD_DEFORMATION_MM = 1.0
@@ -176,34 +177,31 @@ def _deformation_mm(pairs: Sequence[Pair], looked: Sequence[Samples], finest: Ar
     """How far the points of the body lie from where the pose takes them, root mean square, noise taken off.
 
     It is told by the shifts that bring the pieces of the body to rest, each on its own. They fall short of it: a piece
-    does not move as one, and what moves further than an edge is wide is not followed. On the finest level the shifts
-    are the surest sign that there is any deformation, on the next one the better measure of it; once a shift is not
-    small against that pitch, coarser levels are asked too. ``looked``: samples of every level; ``finest``: the last
-    sums on the finest.
+    does not move as one, and what moves further than an edge is wide is not followed. The finest level tells best
+    whether there is any deformation; where it is not small against the pitch, coarser ones are asked too. ``looked``:
+    samples of every level; ``finest``: the last sums on the finest.
     """
-    level = pairs[0][0][0]
-    found = FINEST_FALLS_SHORT * _shift_mm(finest, level)
-    if found == 0.0 or len(pairs) == 1:
-        return found
-    most = 0.0
+    found = FINEST_FALLS_SHORT * _shift_mm(finest, pairs[0][0][0])
     for n in range(1, len(pairs)):
         (level, _), (other, other_mask) = pairs[n]
+        if found < SHIFT_SHARE * level.pitch_mm or level.pitch_mm > SHIFT_PITCH_MM:
+            break
         samples = looked[n]
         here = _State(state.pose, state.scale, state.offset)
         s = _sums(samples, other, other_mask, here, 0.0).sum(axis=0)
         change = solve(_rows(s)[6:, 6:], s[kernels.V_R : kernels.R_R][6:])  # the intensity map of this level
         here.scale, here.offset = here.scale + float(change[0]), here.offset + float(change[1])
         shift = _shift_mm(_sums(samples, other, other_mask, here, 0.0), level)
-        most = max(most, SHIFT_FALLS_SHORT * shift)
-        if shift < SHIFT_SHARE * level.pitch_mm or pairs[min(n + 1, len(pairs) - 1)][0][0].pitch_mm > SHIFT_PITCH_MM:
-            break
-    return min(found, most) if most < SHIFT_SHARE * level.pitch_mm else most
+        found = max(found, COARSER_FALLS_SHORT * shift)
+    return found
 
 
 def _shift_mm(blocks: Array, level: Level) -> float:
-    """The shift that brings a piece of the body to rest, the median over all; 0 where that is noise and interpolation.
+    """The shift that brings a piece of the body to rest; 0 where that is noise and interpolation.
 
-    ``blocks``: (BLOCKS, SUMS) on ``level``.
+    On the level that is the image itself the root mean square over the pieces, which a few that moved suffice for;
+    where voxels are means over several, some pieces shift by that alone, and the median is taken. ``blocks``: (BLOCKS,
+    SUMS) on ``level``.
     """
     squares = []
     for block in blocks:
@@ -215,8 +213,9 @@ def _shift_mm(blocks: Array, level: Level) -> float:
         squares.append(float(shift @ shift - residual * np.trace(np.linalg.pinv(h[:3, :3]))))
     if not squares:
         return 0.0
-    rest = REST_SHARE[0 if (level.factors == 1).all() else 1] * level.pitch_mm
-    return math.sqrt(max(float(np.median(squares)) - rest**2, 0.0))
+    itself = bool((level.factors == 1).all())
+    square = float(np.mean(squares) if itself else np.median(squares))
+    return math.sqrt(max(square - (REST_SHARE[0 if itself else 1] * level.pitch_mm) ** 2, 0.0))
 
 
 def _jackknife(blocks: Array) -> Array:
@@ -397,7 +396,10 @@ def _judge(state: _State, found: _Quality) -> tuple[Verdict, tuple[str, ...]]:
             "mutual-information)"
         )
     elif found.agreement < GOOD_AGREEMENT:
-        doubts.append(f"{agreement} (good from {GOOD_AGREEMENT:.0%}): the body has changed, or an image is mirrored")
+        doubts.append(
+            f"{agreement} (good from {GOOD_AGREEMENT:.0%}): the body has changed, an image is mirrored, or the "
+            "modalities differ (--metric mutual-information)"
+        )
     apart = f"there and back differ by {found.inverse_consistency_mm:.2f} mm"
     if found.inverse_consistency_mm > MOST_CONSISTENCY_MM:
         wrong.append(f"{apart} (most {MOST_CONSISTENCY_MM:g} mm)")

@@ -128,6 +128,8 @@ def test_what_is_wrong_is_never_called_good(wrong: str) -> None:
     result = register_rigid(fixed, moving, initial=start())
     assert result.verdict is not Verdict.GOOD
     assert result.reasons
+    if wrong == "another modality":
+        assert any("mutual-information" in reason for reason in result.reasons)
 
 
 def test_a_body_that_changed_its_shape_is_doubted_and_the_error_is_not_understated() -> None:
