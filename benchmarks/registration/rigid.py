@@ -366,8 +366,10 @@ def main() -> int:
         other = list(bodies.values())[1 - n]
         rng = np.random.default_rng(sum(name.encode()) + 1)
         report[name] = run(name, ct, options.starts, options.truths, options.peers) if options.starts else {}
-        report[name]["stated"] = stated(ct, options.stated, rng)
-        report[name]["wrong"] = wrong(ct, other, options.wrong, rng)
+        if options.stated:
+            report[name]["stated"] = stated(ct, options.stated, rng)
+        if options.wrong:
+            report[name]["wrong"] = wrong(ct, other, options.wrong, rng)
     text = json.dumps(report, indent=1)
     print(text)
     if options.json:

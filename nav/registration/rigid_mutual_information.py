@@ -101,7 +101,7 @@ GOOD_CONSISTENCY_MM, MOST_CONSISTENCY_MM = 1.0, 4.0
 #: of its own; beyond it, a deformation of 0.9 to 1.7 mm is this often what they show.
 REST_SHARE, SHIFT_FALLS_SHORT = 0.2, 2.0
 #: More than this, mm, no rigid transform should be trusted with.
-GOOD_DEFORMATION_MM = 1.5
+GOOD_DEFORMATION_MM = 1.0
 #: The sandwich takes the pieces for independent and what the modalities do not share for noise. True errors say that
 #: its variance is short by this factor, and that per axis this share of the squared distance there and back is missing.
 SANDWICH_FALLS_SHORT, CONSISTENCY_SHARE = 2.0, 0.1
