@@ -115,9 +115,28 @@ def test_start_mask_and_preset(files: dict[str, Path], tmp_path: Path, capsys: p
     assert report["similarity"]["before"] > 0.9
 
 
+def test_another_modality_needs_the_other_metric(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = read_image_file(files["moving"], PointFileError)
+    values = np.interp(found.array, [-1000, -200, 0, 60, 150, 400], [0, 50, 600, 350, 100, 500])
+    other = tmp_path / "other.nrrd"
+    write_volume(other, Volume.of(values.astype(np.int16), found.ras_from_index))
+    base = ["register", "rigid", str(files["fixed"]), str(other), "--out", str(tmp_path), "--json"]
+    points = ["--fixed-points", str(files["fixed_points"]), "--moving-points", str(files["moving_points"])]
+    assert main([*base, *points, "--metric", "mutual-information"]) == ExitCode.OK
+    report = json.loads(capsys.readouterr().out)
+    assert report["metric"] == "mutual-information"
+    assert report["tre_mm"]["after"]["max"] < 1.5
+    assert 0.0 < report["similarity"]["after"] < 1.0
+    assert main(base) == ExitCode.FAILED
+    assert json.loads(capsys.readouterr().out)["metric"] == "correlation"
+
+
 @pytest.mark.parametrize(
     ("options", "code", "text"),
     [
+        (["--metric", "ssd"], ExitCode.USAGE, "correlation and mutual-information"),
         (["--preset", "best"], ExitCode.USAGE, "fast and good"),
         (["--threads", "4096"], ExitCode.USAGE, "this machine gives"),
         (["--fixed-points", "{fixed_points}"], ExitCode.USAGE, "belong together"),
