@@ -14,9 +14,10 @@ from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
 from nav.registration import rigid_kernels as kernels
 from nav.registration.error_distribution import radius_of_share
+from nav.registration.image_checks import check_image
 from nav.registration.landmarks import point_covariance
-from nav.registration.pyramid import LEAST_VOXELS, Level, image_pyramid, mask_at
-from nav.registration.verdict import ImageRegistrationError, Verdict
+from nav.registration.pyramid import Level, image_pyramid, mask_at
+from nav.registration.verdict import Verdict
 
 __all__ = [
     "CAPTURE_DEG",
@@ -237,25 +238,9 @@ def solve(h: Array, g: Array) -> Array:
 
 def used_levels(image: Volume, mask: NDArray[np.generic] | None, what: str) -> list[Masked]:
     """Levels that are used, from the finest, each with its mask."""
-    if mask is not None and mask.shape != image.array.shape:
-        raise ImageRegistrationError(
-            f"the {what} mask has {mask.shape} voxels (k, j, i), its image {image.array.shape}; resample it"
-        )
-    if mask is not None and not mask.any():
-        raise ImageRegistrationError(f"the {what} mask is empty; choose the label that covers the body or organ")
-    if min(image.array.shape) < LEAST_VOXELS:
-        raise ImageRegistrationError(
-            f"the {what} image has {image.size} voxels; every axis needs at least {LEAST_VOXELS} "
-            "(a slice or a short stack: register it as one)"
-        )
-    if np.issubdtype(image.array.dtype, np.floating) and not np.isfinite(image.array).all():
-        bad = int(np.count_nonzero(~np.isfinite(image.array)))
-        raise ImageRegistrationError(f"the {what} image holds {bad} voxels that are not finite; replace or mask them")
+    check_image(image, mask, what)
     levels = image_pyramid(image, COARSEST_MM)
     used = [level for level in levels if level.volume.array.size <= MOST_VOXELS] or [levels[-1]]
-    coarsest = used[-1].volume.array
-    if float(np.ptp(coarsest)) == 0.0:
-        raise ImageRegistrationError(f"the {what} image is constant ({coarsest.flat[0]:g} everywhere)")
     return [(level, NO_MASK if mask is None else mask_at(mask, level)) for level in used]
 
 
