@@ -5,21 +5,20 @@ Every moving point is drawn to the tangent plane of the nearest fixed one (Chen 
 of the fixed surface do not count at all. When the first start does not end well, or when few points leave room for doubt,
 many starts are tried on few points and the best ones brought to rest on more.
 
-How far the result may be off has three parts. What the residuals say is taken from the sums of 64 compact pieces of the
-moving surface (a sandwich estimate that holds for residuals which neighbours have in common). What the shape leaves
-open is tried: pushed along its weakest directions, the surface has to come back. What the surface has changed shows in
-mean residuals of pieces that noise does not explain.
+How far the result may be off has three parts. The normal equations and the residuals give the covariance of the pose,
+times how much more the mean residuals of compact pieces scatter than noise would let them. What the shape leaves open
+is tried: pushed along its weakest directions, the surface has to come back. And what pieces say has changed its shape
+moves what lies inside as well.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from nav.geometry.rigid import Rigid, rotation_angle_rad
@@ -55,6 +54,20 @@ STEP_SHARE, STEP_MM = 0.003, 1e-4
 PUSH_MM, PUSHED = 6.0, 3
 #: A first start that ends like this is right: whole surfaces only, and not far from where it began.
 SAFE_POINTS, SAFE_MATCHED, SAFE_SIGMA_SPACINGS, SAFE_SIGMA_MM, SAFE_MOVED_MM = 900, 0.9, 0.4, 0.8, 25.0
+#: Pieces of the surface with fewer matched points say nothing of their mean, and fewer pieces nothing of their scatter.
+LEAST_IN_PIECE, LEAST_PIECES = 6, 10
+#: The mean slope of Tukey's psi is 0.76 for normal residuals; below this they are no longer a bulk with tails.
+LEAST_SLOPE = 0.3
+#: mm. Swabs with 1 to 1.5 mm noise: sigma up to 1.7, misfit up to 0.5. Another patient's liver, at its best: 4.2, 2.4.
+GOOD_SIGMA_MM, MOST_SIGMA_MM, GOOD_MISFIT_MM, MOST_MISFIT_MM = 2.2, 3.5, 0.9, 1.8
+#: Less of the points than what was said to lie on the surface, by so much, does not match.
+MATCHED_SHARE = 0.8
+#: Another end that comes so near to the best one could be the right one.
+GOOD_RIVALRY = 0.85
+#: Further from its start than the starts are spread nobody should be without looking.
+FARTHEST_MM, FARTHEST_DEG = 60.0, 75.0
+#: A predicted error above this at the points, mm, is no registration to aim by.
+MOST_ERROR_MM = 10.0
 #: Ends that lie closer to each other are one, mm.
 DISTINCT_MM = 3.0
 #: Steps after a push, and the share of it that must be left for the direction to be open.
@@ -154,7 +167,7 @@ def _descend(tree: _Tree, points: Single, own: Single, pose: Array, *, most: int
         )  # fmt: skip
 
     look(1e9, 1e9)
-    fit.sigma_mm = _sigma_mm(fit, np.float32(3e38))
+    fit.sigma_mm = _sigma_mm(fit, 3e38)
     for fit.iterations in range(1, most + 1):
         # Far off, a partner lies aside of the foot of the perpendicular; at rest it does not.
         fit.reach = max(border, 2.0 * fit.sigma_mm)
@@ -238,6 +251,10 @@ class SurfaceRegistration:
         return np.array([radius_of_share(c, share, self.dof) for c in self.covariance_at(points_ras)])
 
 
+def _silent(share: float, text: str) -> None:
+    """Nobody wants to know."""
+
+
 def _in_blocks(points: Array) -> NDArray[np.intp]:
     """(n,) order in which every block of points is a compact piece: halved along the longest side, six times."""
     parts = [np.arange(len(points))]
@@ -282,9 +299,7 @@ def _starts(pose: Array, points: Single, tree: _Tree) -> Array:
     return np.array(starts)
 
 
-def _searched(
-    tree: _Tree, points: Single, own: Single, starts: Array, share: float, steps: int
-) -> tuple[Array, Array]:
+def _searched(tree: _Tree, points: Single, own: Single, starts: Array, share: float, steps: int) -> tuple[Array, Array]:
     """Ends (s, 4, 4) and scores (s,), the best first."""
     poses = np.ascontiguousarray(starts[:, :3])
     scores = np.empty(len(poses))
@@ -339,7 +354,7 @@ def register_surface(
     """
     if not 0.0 < overlap <= 1.0:
         raise ImageRegistrationError(f"overlap is {overlap:g}, it must lie above 0 and up to 1")
-    tell: Progress = (lambda share, text: None) if progress is None else progress
+    tell: Progress = progress or _silent
     tell(0.0, "Looking at the surfaces")
     both = fixed.oriented and moving.oriented
     fixed = fixed.with_normals()
@@ -369,9 +384,7 @@ def register_surface(
         best = _descend(tree, points, own, best.pose)
         iterations += best.iterations
     tell(0.8, "Estimating the error")
-    return _result(
-        fixed, moving, initial, tree, points, own, start, best, iterations, rivalry, overlap, origin, moving_origin
-    )
+    return _result(initial, tree, points, own, start, best, iterations, rivalry, overlap, origin, moving_origin)
 
 
 def _matched(fit: _Fit) -> float:
@@ -388,11 +401,15 @@ def _looks_right(fit: _Fit, tree: _Tree, points: Single, start: Array) -> bool:
     )
 
 
-def _choose(tree: _Tree, points: Single, own: Single, start: Array, first: Array, overlap: float) -> tuple[Array, float]:
+def _choose(
+    tree: _Tree, points: Single, own: Single, start: Array, first: Array, overlap: float
+) -> tuple[Array, float]:
     """The best end of many starts, and how near the best other one comes to it."""
     every = -(-len(tree.points) // SEARCH_TREE_POINTS)
-    small = tree if every == 1 else _Tree.of(
-        np.ascontiguousarray(tree.points[::every]), np.ascontiguousarray(tree.normals[::every])
+    small = (
+        tree
+        if every == 1
+        else _Tree.of(np.ascontiguousarray(tree.points[::every]), np.ascontiguousarray(tree.normals[::every]))
     )
     few, few_own = _some(points, own, SEARCH_POINTS)
     ends, _ = _searched(small, few, few_own, _starts(start, points, tree), overlap, SEARCH_STEPS)
@@ -408,53 +425,46 @@ def _choose(tree: _Tree, points: Single, own: Single, start: Array, first: Array
     return ends[0], float(scores[0] / others[0]) if others else 0.0
 
 
-def _groups(fit: _Fit) -> tuple[Array, Array, Array]:
-    """Of pieces of the surface with at least six matched points: mean residual, variance of the mean, and how many."""
-    n = len(fit.residuals)
-    used = (fit.across <= fit.reach) & (np.abs(fit.residuals) < fit.scale)
-    number = np.arange(n) * min(kernels.BLOCKS, max(1, int(used.sum()) // 8)) // n
-    r = fit.residuals.astype(np.float64)
+def _counted(fit: _Fit) -> NDArray[np.bool_]:
+    return np.asarray((fit.across <= fit.reach) & (np.abs(fit.residuals) < fit.scale))
+
+
+def _pieces(fit: _Fit) -> tuple[float, float]:
+    """Of compact pieces of the surface: how far their mean residuals scatter, mm, what noise explains taken off; and
+    their scatter over that of noise alone, as a ratio of variances, at least 1.
+    """
+    used = _counted(fit)
+    number = np.arange(len(used)) * min(kernels.BLOCKS, max(1, int(used.sum()) // 8)) // len(used)
+    r = fit.residuals[used].astype(np.float64)
     count = np.bincount(number[used]).astype(np.float64)
-    total = np.bincount(number[used], r[used])
-    squares = np.bincount(number[used], r[used] ** 2)
-    full = count >= 6
-    mean = total[full] / count[full]
-    variance = np.maximum(squares[full] / count[full] - mean**2, 0.0) * count[full] / (count[full] - 1.0)
-    return mean, variance / count[full], count[full]
-
-
-def _misfit_mm(fit: _Fit) -> float:
-    mean, noise, count = _groups(fit)
-    if len(mean) < 7:
-        return 0.0
+    total, squares = np.bincount(number[used], r), np.bincount(number[used], r**2)
+    full = count >= LEAST_IN_PIECE
+    count, mean = count[full], total[full] / count[full]
+    if len(mean) < LEAST_PIECES:
+        return 0.0, 1.0
+    noise = np.maximum(squares[full] / count - mean**2, 0.0) / (count - 1.0)
     # Six of the means are taken up by the fit itself.
-    lost = len(mean) / (len(mean) - 6.0)
-    return math.sqrt(max(float(np.average(mean**2 * lost - noise, weights=count)), 0.0))
+    scatter = float(np.average(mean**2, weights=count)) * len(mean) / (len(mean) - 6.0)
+    expected = float(np.average(noise, weights=count))
+    return math.sqrt(max(scatter - expected, 0.0)), max(scatter / max(expected, 1e-12), 1.0)
 
 
-def _sandwich(fit: _Fit) -> tuple[Array, float]:
-    """(6, 6) covariance at ``fit.centre`` from the residuals, and its degrees of freedom."""
+def _residual_covariance(fit: _Fit) -> tuple[Array, float]:
+    """(6, 6) covariance at ``fit.centre`` if every residual stands for itself, and its degrees of freedom.
+
+    Of an M-estimate with Tukey's weights (Huber, Robust Statistics, section 7.6): the normal equations' inverse times
+    the mean of psi squared over the squared mean of its slope.
+    """
     s = fit.sums.sum(axis=0)
-    u2 = (fit.residuals[(fit.across <= fit.reach) & (np.abs(fit.residuals) < fit.scale)].astype(np.float64) / fit.scale) ** 2
-    slope = float(((1.0 - u2) * (1.0 - 5.0 * u2)).sum()) / max(float(((1.0 - u2) ** 2).sum()), 1e-12)
-    bread = np.linalg.pinv(s[: kernels.G].reshape(6, 6) * max(slope, 0.2))
-    scores = fit.sums[fit.sums[:, kernels.USED] > 0, kernels.G : kernels.RR]
-    n = len(scores)
-    if n <= 12:
-        return np.diag([math.inf] * 6), 1.0
-    return np.asarray(bread @ (scores.T @ scores * (n / (n - 6.0))) @ bread), float(n - 6)
-
-
-def _iid(fit: _Fit) -> tuple[Array, float]:
-    """The same, if the residuals have nothing in common."""
-    s = fit.sums.sum(axis=0)
-    r = fit.residuals[(fit.across <= fit.reach) & (np.abs(fit.residuals) < fit.scale)].astype(np.float64)
+    r = fit.residuals[_counted(fit)].astype(np.float64)
+    dof = len(r) - 6.0
+    if dof < 1.0:
+        return np.diag([CAPTURE_MM**2] * 3 + [math.radians(CAPTURE_DEG) ** 2] * 3), 1.0
     u2 = (r / fit.scale) ** 2
-    n = len(r)
-    psi2, slope, w = (r * (1 - u2) ** 2) ** 2, (1 - u2) * (1 - 5 * u2), (1 - u2) ** 2
-    dof = max(n - 6.0, 1.0)
-    h = s[: kernels.G].reshape(6, 6) * (n / w.sum())
-    return np.linalg.pinv(h) * (psi2.sum() / dof) / max(slope.mean(), 0.2) ** 2, dof
+    weight = (1.0 - u2) ** 2
+    slope = max(float(((1.0 - u2) * (1.0 - 5.0 * u2)).mean()), LEAST_SLOPE)
+    h = s[: kernels.G].reshape(6, 6) / float(weight.mean())
+    return np.asarray(np.linalg.pinv(h) * float(((r * weight) ** 2).sum()) / dof / slope**2), dof
 
 
 def _pushed(tree: _Tree, points: Single, own: Single, fit: _Fit, share: float) -> tuple[Array, tuple[str, ...]]:
@@ -500,23 +510,67 @@ def _trimmed_mm(tree: _Tree, points: Single, own: Single, pose: Array, share: fl
 
 
 def _result(
-    fixed: Surface, moving: Surface, initial: Rigid, tree: _Tree, points: Single, own: Single, start: Array, fit: _Fit,
+    initial: Rigid, tree: _Tree, points: Single, own: Single, start: Array, fit: _Fit,
     iterations: int, rivalry: float, overlap: float, origin: Array, moving_origin: Array,
 ) -> SurfaceRegistration:  # fmt: skip
     to, back = np.eye(4), np.eye(4)
     to[:3, 3], back[:3, 3] = origin, -moving_origin
     matched = _matched(fit)
-    misfit = _misfit_mm(fit)
-    one, dof_one = _iid(fit)
-    two, dof_two = _sandwich(fit)
+    misfit, scatter = _pieces(fit)
+    covariance, dof = _residual_covariance(fit)
     pushed, names = _pushed(tree, points, own, fit, max(0.5, min(0.95, 0.9 * matched)))
-    result = SurfaceRegistration(
+    # What neighbours have in common counts once for all of them, and a changed shape moves what lies inside it too.
+    covariance = covariance * scatter + pushed
+    covariance[:3, :3] += misfit**2 / 3.0 * np.eye(3)
+    found = SurfaceRegistration(
         transform=Rigid.from_matrix(to @ fit.pose @ back, initial.name),
         iterations=iterations,
         distance_before_mm=_trimmed_mm(tree, points, own, start, overlap),
         distance_after_mm=_trimmed_mm(tree, points, own, fit.pose, overlap),
         matched=matched, sigma_mm=fit.sigma_mm, misfit_mm=misfit, rivalry=rivalry, open_directions=names,
-        centre_ras=fit.centre + origin, covariance=one + pushed, dof=dof_one, verdict=Verdict.GOOD, reasons=(),
+        centre_ras=fit.centre + origin, covariance=covariance, dof=dof, verdict=Verdict.GOOD, reasons=(),
     )  # fmt: skip
-    object.__setattr__(result, "reasons", ((one, dof_one), (two, dof_two), pushed))
-    return result
+    change = fit.pose @ np.linalg.inv(start)
+    moved = _apart_mm(fit.pose, start, points)
+    verdict, reasons = _judged(found, fit, overlap, moved, math.degrees(rotation_angle_rad(change[:3, :3])))
+    return replace(found, verdict=verdict, reasons=reasons)
+
+
+def _judged(
+    found: SurfaceRegistration, fit: _Fit, overlap: float, moved_mm: float, turned_deg: float
+) -> tuple[Verdict, tuple[str, ...]]:
+    wrong, doubts = [], []
+
+    def judge(text: str, value: float, good: float, most: float) -> None:
+        if not value <= most:
+            wrong.append(f"{text} (at most {most:g} mm)")
+        elif value > good:
+            doubts.append(f"{text} (good up to {good:g} mm)")
+
+    judge(f"points lie {found.sigma_mm:.1f} mm off the surface", found.sigma_mm, GOOD_SIGMA_MM, MOST_SIGMA_MM)
+    judge(
+        f"pieces of the surface lie {found.misfit_mm:.1f} mm off, which noise does not explain: another shape",
+        found.misfit_mm, GOOD_MISFIT_MM, MOST_MISFIT_MM,
+    )  # fmt: skip
+    least = MATCHED_SHARE * overlap
+    if found.matched < least:
+        wrong.append(f"{found.matched:.0%} of the points have a partner (at least {least:.0%})")
+    if found.open_directions:
+        doubts.append(
+            "the shape leaves open: " + ", ".join(found.open_directions) + "; touch points where it is not so even"
+        )
+    if found.rivalry > GOOD_RIVALRY:
+        doubts.append(f"another pose fits nearly as well ({found.rivalry:.0%}; good up to {GOOD_RIVALRY:.0%})")
+    if moved_mm > FARTHEST_MM or turned_deg > FARTHEST_DEG:
+        doubts.append(
+            f"it moves the points by {moved_mm:.0f} mm and {turned_deg:.0f} degrees from the start (expected up to "
+            f"{FARTHEST_MM:g} mm and {FARTHEST_DEG:g} degrees)"
+        )
+    error = float(found.expected_error_mm(found.centre_ras)[0])
+    if error > MOST_ERROR_MM and not found.open_directions:
+        doubts.append(f"expected error {error:.1f} mm at the centre of the points (at most {MOST_ERROR_MM:g} mm)")
+    if wrong:
+        return Verdict.IMPLAUSIBLE, (*wrong, *doubts)
+    if not fit.converged:
+        return Verdict.NOT_CONVERGED, (f"not settled after {MOST_ITERATIONS} steps", *doubts)
+    return (Verdict.DOUBTFUL if doubts else Verdict.GOOD), tuple(doubts)
