@@ -121,6 +121,8 @@ START_MM = 6.0
 
 
 def _read(path: Path, label: int | None, what: str) -> Surface:
+    import numpy as np
+
     from nav.geometry.volume import Volume
     from nav.imaging.surfaces import mask_surface
     from nav.io.errors import MaskError
@@ -132,7 +134,8 @@ def _read(path: Path, label: int | None, what: str) -> Surface:
 
     if image_suffix(path):
         volume = read_label_map(path).volume
-        mask = volume.array > 0 if label is None else volume.array == label
+        labels = np.asarray(volume.array)
+        mask = labels != 0 if label is None else labels == label
         mesh = mask_surface(Volume.of(mask.astype("uint8"), volume.ras_from_index), _TRIANGLES)
         if mesh is None:
             raise MaskError(f"{path}: {'holds nothing' if label is None else f'label {label} does not occur'}")
@@ -163,7 +166,7 @@ def _report(result: SurfaceRegistration, drift: PointDrift | None, moving: Surfa
 
     places: NDArray[np.float64] = result.transform.apply(moving.points[:: max(1, len(moving.points) // _POINTS)])
     spread = (result if drift is None else drift).covariance_at(places).mean(axis=0)
-    report = {
+    report: dict[str, Any] = {
         "iterations": result.iterations + (0 if drift is None else drift.iterations),
         "similarity": {"before": result.distance_before_mm, "after": result.distance_after_mm},
         "jacobian": {"min": 1.0, "max": 1.0, "folded_fraction": 0.0},
@@ -184,6 +187,9 @@ def _report(result: SurfaceRegistration, drift: PointDrift | None, moving: Surfa
             "min": drift.jacobian_min, "max": drift.jacobian_max, "folded_fraction": drift.folded_fraction,
         }  # fmt: skip
         report["drift_sigma_mm"] = drift.sigma_mm
-        report["verdict"] = drift.verdict.value
-        report["reasons"] = list(drift.reasons)
+        # What a rigid transform cannot follow is no fault here, but nobody should trust it unseen.
+        unseen = result.verdict is Verdict.IMPLAUSIBLE
+        verdict = Verdict.DOUBTFUL if unseen and drift.verdict is Verdict.GOOD else drift.verdict
+        before = [f"before the points moved on their own: {reason}" for reason in result.reasons] if unseen else []
+        report["verdict"], report["reasons"] = verdict.value, [*drift.reasons, *before]
     return report

@@ -7,6 +7,7 @@ comment, which is obeyed; otherwise LPS is taken, as ITK and Slicer write.
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +54,7 @@ def read_surface_file(path: Path | str) -> tuple[Points, Triangles]:
     try:
         points, triangles = reader(data)
     except (ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
-        raise SurfaceFileError(
-            f"{file}: is damaged or no {suffix[1:].upper()} file ({error}); export it again"
-        ) from None
+        raise SurfaceFileError(f"{file}: is damaged or no {suffix[1:].upper()} file ({error}); export again") from None
     if len(points) == 0:
         raise SurfaceFileError(f"{file}: holds no points")
     bad = np.flatnonzero(~np.isfinite(points).all(axis=1))
@@ -136,7 +135,8 @@ def _obj(data: bytes) -> tuple[Points, Triangles]:
 def _ply(data: bytes) -> tuple[Points, Triangles]:
     end = data.index(b"end_header")
     begin = data.index(b"\n", end) + 1
-    kind, elements = "", []
+    kind = ""
+    elements: list[tuple[str, int, list[list[str]]]] = []
     for line in data[:end].decode("ascii").splitlines():
         words = line.split()
         if words[:1] == ["format"]:
@@ -222,7 +222,7 @@ def _vtk(data: bytes) -> tuple[Points, Triangles]:
             if corners is None:
                 raise ValueError("no CONNECTIVITY")
             flat = _numbers(body, corners.end(), size, _VTK[corners.group(1).decode().lower()], binary).astype(int)
-            triangles = _fan([flat[a:b].tolist() for a, b in zip(ends[:-1], ends[1:], strict=True)])
+            triangles = _fan([flat[a:b].tolist() for a, b in pairwise(ends)])
     return points.astype(np.float64).reshape(-1, 3), triangles
 
 

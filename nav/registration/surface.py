@@ -2,7 +2,7 @@
 
 Every moving point is drawn to the tangent plane of the nearest fixed one (Chen and Medioni 1992, Image Vision Comput.
 10:145); residuals count by Tukey's biweight on a scale that follows them, and points whose nearest lies beyond a border
-of the fixed surface do not count at all. When the first start does not end well, or when few points leave room for doubt,
+of the fixed surface do not count at all. When the first start does not end well, or few points leave room for doubt,
 many starts are tried on few points and the best ones brought to rest on more.
 
 How far the result may be off has three parts. The normal equations and the residuals give the covariance of the pose,
@@ -282,7 +282,7 @@ def _directions(n: int) -> Array:
     return np.stack([ring * np.cos(angle), ring * np.sin(angle), z], axis=1)
 
 
-def _starts(pose: Array, points: Single, tree: _Tree) -> Array:
+def _starts(pose: Array, points: Single) -> Array:
     """(s, 4, 4): turned about the centre of the points, where it is, and where the fixed centre is, and shifted."""
     middle = pose[:3, :3] @ points.mean(axis=0, dtype=np.float64) + pose[:3, 3]
     turns = [np.zeros(3)]
@@ -412,7 +412,7 @@ def _choose(
         else _Tree.of(np.ascontiguousarray(tree.points[::every]), np.ascontiguousarray(tree.normals[::every]))
     )
     few, few_own = _some(points, own, SEARCH_POINTS)
-    ends, _ = _searched(small, few, few_own, _starts(start, points, tree), overlap, SEARCH_STEPS)
+    ends, _ = _searched(small, few, few_own, _starts(start, points), overlap, SEARCH_STEPS)
     chosen = [first]
     for end in ends:
         if len(chosen) > CHOSEN:

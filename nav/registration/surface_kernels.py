@@ -266,8 +266,8 @@ def surface_equations(  # type: ignore[no-untyped-def]
 
     ``tree``, ``normals`` (m, 3) float32: the fixed surface; ``points`` (n, 3) float32 and ``own`` (n, 3), their
     normals, or (0, 3): the moving one; ``pose`` (3, 4) float64; ``centre`` (3,): about which the step turns; ``scale``:
-    Tukey's weight ``(1 - (r / scale)²)²`` of a residual; ``reach``: points whose nearest lies further along the surface than
-    this have no partner. With ``own``, the plane is halfway between both normals (Rusinkiewicz 2019, ACM TOG 38:80),
+    Tukey's weight ``(1 - (r / scale)²)²`` of a residual; ``reach``: points whose nearest lies further along the surface
+    than this have no partner. With ``own``, the plane is halfway between both normals (Rusinkiewicz 2019, ACM TOG 38:80),
     right to second order, and a partner that faces another way (more than 60 degrees) is none.
 
     ``nearest`` (n,) int32: number in the tree, in: a guess, or -1, out: what was found. ``residuals``, ``across`` (n,)

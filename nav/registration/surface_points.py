@@ -59,7 +59,7 @@ class Surface:
         bad = np.flatnonzero(~np.isfinite(p).all(axis=1))
         if len(bad):
             raise ImageRegistrationError(
-                f"the {what} has {len(bad)} points that are not finite, the first is number {bad[0] + 1}; leave them out"
+                f"the {what} has {len(bad)} points that are not finite, first number {bad[0] + 1}; leave them out"
             )
         widths = np.sqrt(np.maximum(np.linalg.eigvalsh(np.cov((p - p.mean(axis=0)).T)), 0.0))
         if widths[1] < 1.0:
