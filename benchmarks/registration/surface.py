@@ -59,7 +59,7 @@ def surfaces() -> dict[str, Mesh]:
         "liver": (np.isin(body, (449, 451, 453, 465, 481)), labels.ras_from_index),
         "skin": (
             ndimage.binary_fill_holes(body > 0)[:, ::2, ::2],
-            labels.ras_from_index @ np.diag([2.0, 2.0, 1.0, 1.0]),
+            half,
         ),
     }
     for number in (1, 2, 3):

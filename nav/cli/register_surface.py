@@ -163,6 +163,7 @@ def _thinned(whole: Surface, most: int) -> Surface:
 def _report(result: SurfaceRegistration, drift: PointDrift | None, moving: Surface) -> dict[str, Any]:
 
     from nav.registration.error_distribution import radius_of_share
+    from nav.registration.verdict import Verdict
 
     places: NDArray[np.float64] = result.transform.apply(moving.points[:: max(1, len(moving.points) // _POINTS)])
     spread = (result if drift is None else drift).covariance_at(places).mean(axis=0)

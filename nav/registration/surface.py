@@ -49,9 +49,11 @@ SEARCH_STEPS, CHOICE_STEPS, CHOSEN = 12, 25, 10
 DAMPING = 1e-3
 MOST_ITERATIONS = 60
 #: A step that moves the points by less than this share of the residuals' deviation, or this many mm, ends it.
-STEP_SHARE, STEP_MM = 0.003, 1e-4
+STEP_SHARE, STEP_MM, COARSE_STEP_SHARE = 0.003, 1e-4, 0.02
 #: Pushed by so much along its weakest directions, mm rms over the points, the surface must come back.
 PUSH_MM, PUSHED = 6.0, 3
+#: Smallest eigenvalue of the normal equations over their mean from which no direction is weak.
+FIRM = 0.05
 #: A first start that ends like this is right: whole surfaces only, and not far from where it began.
 SAFE_POINTS, SAFE_MATCHED, SAFE_SIGMA_SPACINGS, SAFE_SIGMA_MM, SAFE_MOVED_MM = 900, 0.9, 0.4, 0.8, 25.0
 #: Pieces of the surface with fewer matched points say nothing of their mean, and fewer pieces nothing of their scatter.
@@ -125,6 +127,8 @@ class _Fit:
     across: Single = field(default_factory=lambda: np.zeros(0, np.float32))
     centre: Array = field(default_factory=lambda: np.zeros(3))
     reach: float = math.inf
+    before_mm: float = math.inf
+    after_mm: float = math.inf
 
     @property
     def scale(self) -> float:
@@ -139,6 +143,15 @@ def _turned(twist: Array, centre: Array) -> Array:
     return out
 
 
+def _trimmed_mm(fit: _Fit, share: float) -> float:
+    """Root mean square distance of the nearer ``share`` of the points from the fixed ones."""
+    squares = fit.residuals.astype(np.float64) ** 2 + fit.across.astype(np.float64) ** 2
+    kept = max(1, int(share * len(squares)))
+    nearer = np.partition(squares, kept - 1)[:kept]
+    nearer = nearer[np.isfinite(nearer)]
+    return math.sqrt(float(nearer.mean())) if len(nearer) else math.inf
+
+
 def _sigma_mm(fit: _Fit, reach: float) -> float:
     there = np.abs(fit.residuals[fit.across <= reach])
     if len(there) < LEAST_POINTS:
@@ -149,8 +162,8 @@ def _sigma_mm(fit: _Fit, reach: float) -> float:
     return max(MAD * float(np.partition(there, half)[half]), 1e-5)
 
 
-def _descend(tree: _Tree, points: Single, own: Single, pose: Array, *, most: int = MOST_ITERATIONS) -> _Fit:
-    """Steps from ``pose`` (4, 4) until the points rest."""
+def _descend(tree: _Tree, points: Single, own: Single, pose: Array, overlap: float, rest: float = STEP_SHARE) -> _Fit:
+    """Steps from ``pose`` (4, 4) until the points rest: move by less than the share ``rest`` of the deviation."""
     n = len(points)
     fit = _Fit(pose.copy())
     nearest = np.full(n, -1, np.int32)
@@ -168,7 +181,8 @@ def _descend(tree: _Tree, points: Single, own: Single, pose: Array, *, most: int
 
     look(1e9, 1e9)
     fit.sigma_mm = _sigma_mm(fit, 3e38)
-    for fit.iterations in range(1, most + 1):
+    fit.before_mm = _trimmed_mm(fit, overlap)
+    for fit.iterations in range(1, MOST_ITERATIONS + 1):
         # Far off, a partner lies aside of the foot of the perpendicular; at rest it does not.
         fit.reach = max(border, 2.0 * fit.sigma_mm)
         look(fit.scale, fit.reach)
@@ -177,10 +191,11 @@ def _descend(tree: _Tree, points: Single, own: Single, pose: Array, *, most: int
         fit.pose = _turned(step, fit.centre) @ fit.pose
         fit.sigma_mm = _sigma_mm(fit, fit.reach)
         moved = math.sqrt(float(step[:3] @ step[:3]) + float(step[3:] @ step[3:]) * size**2)
-        if moved < max(STEP_SHARE * fit.sigma_mm, STEP_MM):
+        if moved < max(rest * fit.sigma_mm, STEP_MM):
             fit.converged = True
             break
     look(fit.scale, fit.reach)
+    fit.after_mm = _trimmed_mm(fit, overlap)
     return fit
 
 
@@ -255,17 +270,13 @@ def _silent(share: float, text: str) -> None:
     """Nobody wants to know."""
 
 
-def _in_blocks(points: Array) -> NDArray[np.intp]:
-    """(n,) order in which every block of points is a compact piece: halved along the longest side, six times."""
-    parts = [np.arange(len(points))]
-    while len(parts) < kernels.BLOCKS:
-        halves = []
-        for part in parts:
-            axis = int(np.argmax(np.ptp(points[part], axis=0))) if len(part) else 0
-            order = part[np.argsort(points[part, axis], kind="stable")]
-            halves += [order[: len(order) // 2], order[len(order) // 2 :]]
-        parts = halves
-    return np.concatenate(parts)
+def _in_blocks(points: Single) -> tuple[Single, NDArray[np.int32]]:
+    """The points so that every block of them is a compact piece: in the order of a tree; and that order."""
+    levels = kernels.levels_of(len(points))
+    order = np.empty(len(points), np.int32)
+    nodes = 1 << levels
+    kernels.build_tree(points, levels, order, np.zeros(nodes, np.int8), np.zeros(nodes, np.float32))
+    return points, order
 
 
 def _some(points: Single, own: Single, most: int) -> tuple[Single, Single]:
@@ -361,8 +372,7 @@ def register_surface(
     assert fixed.normals is not None
     origin, moving_origin = fixed.points.mean(axis=0), moving.points.mean(axis=0)
     tree = _Tree.of((fixed.points - origin).astype(np.float32), fixed.normals.astype(np.float32))
-    order = _in_blocks(moving.points)
-    points = np.ascontiguousarray(moving.points[order] - moving_origin, np.float32)
+    points, order = _in_blocks((moving.points - moving_origin).astype(np.float32))
     own = np.zeros((0, 3), np.float32)
     if both and moving.normals is not None:
         own = np.ascontiguousarray(moving.normals[order], np.float32)
@@ -372,19 +382,20 @@ def register_surface(
     few, few_own = _some(points, own, COARSE_POINTS)
 
     tell(0.1, "Trying the start")
-    best = _descend(tree, few, few_own, start)
-    iterations, rivalry = best.iterations, 0.0
+    best = _descend(tree, few, few_own, start, overlap, COARSE_STEP_SHARE)
+    iterations, rivalry, before_mm = best.iterations, 0.0, best.before_mm
     if not _looks_right(best, tree, few, start):
         tell(0.2, "Trying other starts")
         pose, rivalry = _choose(tree, points, own, start, best.pose, overlap)
-        best = _descend(tree, few, few_own, pose)
+        best = _descend(tree, few, few_own, pose, overlap)
         iterations += best.iterations
     tell(0.7, "Settling")
     if len(points) > len(few):
-        best = _descend(tree, points, own, best.pose)
+        best = _descend(tree, points, own, best.pose, overlap)
         iterations += best.iterations
     tell(0.8, "Estimating the error")
-    return _result(initial, tree, points, own, start, best, iterations, rivalry, overlap, origin, moving_origin)
+    return _result(initial, tree, points, own, start, best, iterations, rivalry, overlap, before_mm, origin,
+                   moving_origin)  # fmt: skip
 
 
 def _matched(fit: _Fit) -> float:
@@ -473,7 +484,11 @@ def _pushed(tree: _Tree, points: Single, own: Single, fit: _Fit, share: float) -
     h = fit.sums.sum(axis=0)[: kernels.G].reshape(6, 6)
     size = math.sqrt(float((points.astype(np.float64) ** 2).sum(axis=1).mean())) or 1.0
     units = np.array([1.0, 1.0, 1.0, 1.0 / size, 1.0 / size, 1.0 / size])
-    directions = np.linalg.eigh(h * np.outer(units, units))[1][:, :PUSHED] * units[:, None]
+    firmness, directions = np.linalg.eigh(h * np.outer(units, units))
+    # Many points, and every motion moves them across the surface: there is nothing to try.
+    if len(points) >= SAFE_POINTS and firmness[0] >= FIRM * firmness.sum() / 6.0:
+        return np.zeros((6, 6)), ()
+    directions = directions[:, :PUSHED] * units[:, None]
     twists = [sign * PUSH_MM * d for d in directions.T for sign in (1.0, -1.0)]
     starts = np.array([fit.pose, *(_turned(t, fit.centre) @ fit.pose for t in twists)])
     poses, scores = np.ascontiguousarray(starts[:, :3]), np.empty(len(starts))
@@ -504,14 +519,9 @@ def _named(direction: Array, size: float) -> str:
     return f"{kind} (R {axis[0]:.2f}, A {axis[1]:.2f}, S {axis[2]:.2f})"
 
 
-def _trimmed_mm(tree: _Tree, points: Single, own: Single, pose: Array, share: float) -> float:
-    more, more_own = _some(points, own[:0], CHOICE_POINTS)
-    return float(_searched(tree, more, more_own, pose[None], share, 0)[1][0])
-
-
 def _result(
     initial: Rigid, tree: _Tree, points: Single, own: Single, start: Array, fit: _Fit,
-    iterations: int, rivalry: float, overlap: float, origin: Array, moving_origin: Array,
+    iterations: int, rivalry: float, overlap: float, before_mm: float, origin: Array, moving_origin: Array,
 ) -> SurfaceRegistration:  # fmt: skip
     to, back = np.eye(4), np.eye(4)
     to[:3, 3], back[:3, 3] = origin, -moving_origin
@@ -525,8 +535,8 @@ def _result(
     found = SurfaceRegistration(
         transform=Rigid.from_matrix(to @ fit.pose @ back, initial.name),
         iterations=iterations,
-        distance_before_mm=_trimmed_mm(tree, points, own, start, overlap),
-        distance_after_mm=_trimmed_mm(tree, points, own, fit.pose, overlap),
+        distance_before_mm=before_mm,
+        distance_after_mm=fit.after_mm,
         matched=matched, sigma_mm=fit.sigma_mm, misfit_mm=misfit, rivalry=rivalry, open_directions=names,
         centre_ras=fit.centre + origin, covariance=covariance, dof=dof, verdict=Verdict.GOOD, reasons=(),
     )  # fmt: skip

@@ -41,6 +41,9 @@ LEAF = 8
 _STACK = 32
 #: Up to so many points one thread is quicker than waking others.
 _SERIAL = 16384
+_FEW_STARTS = 8
+#: A step is the last one below so many mm², turns taken 100 mm away.
+_AT_REST, _AT_REST_SIZE = 1e-5, 1e4
 #: Levels of the tree above the pieces that threads build.
 _TOP = 4
 
@@ -267,8 +270,8 @@ def surface_equations(  # type: ignore[no-untyped-def]
     ``tree``, ``normals`` (m, 3) float32: the fixed surface; ``points`` (n, 3) float32 and ``own`` (n, 3), their
     normals, or (0, 3): the moving one; ``pose`` (3, 4) float64; ``centre`` (3,): about which the step turns; ``scale``:
     Tukey's weight ``(1 - (r / scale)²)²`` of a residual; ``reach``: points whose nearest lies further along the surface
-    than this have no partner. With ``own``, the plane is halfway between both normals (Rusinkiewicz 2019, ACM TOG 38:80),
-    right to second order, and a partner that faces another way (more than 60 degrees) is none.
+    than this have no partner. With ``own``, the plane is halfway between both normals (Rusinkiewicz 2019, ACM TOG
+    38:80), right to second order, and a partner that faces another way (more than 60 degrees) is none.
 
     ``nearest`` (n,) int32: number in the tree, in: a guess, or -1, out: what was found. ``residuals``, ``across`` (n,)
     float32: distance from the plane, and along it; ``across`` is inf where there is no partner at all. ``out`` (BLOCKS,
@@ -368,6 +371,7 @@ def _settle(  # type: ignore[no-untyped-def]
     rotated = np.empty((3, 4))
     pose = poses[s]
     scores[s] = np.inf
+    last = iterations
     for iteration in range(iterations + 1):
         for i in range(n):
             for c in range(3):
@@ -393,7 +397,7 @@ def _settle(  # type: ignore[no-untyped-def]
                 total += squares[i]
                 used += 1
         scores[s] = np.sqrt(total / max(used, 1))
-        if iteration == iterations or not np.isfinite(scores[s]):
+        if iteration >= last or not np.isfinite(scores[s]):
             break
         cx, cy, cz = 0.0, 0.0, 0.0
         for i in range(n):
@@ -426,6 +430,10 @@ def _settle(  # type: ignore[no-untyped-def]
             h[a + 3, a + 3] += spin
         if not _solve(h, g, step):
             break
+        # At rest: one more look, and that is it.
+        length = step[0] * step[0] + step[1] * step[1] + step[2] * step[2]
+        if length + _AT_REST_SIZE * (step[3] * step[3] + step[4] * step[4] + step[5] * step[5]) < _AT_REST:
+            last = iteration + 1
         angle = np.sqrt(step[3] * step[3] + step[4] * step[4] + step[5] * step[5])
         a1 = 1.0 - angle * angle / 6.0 if angle < 1e-4 else np.sin(angle) / angle
         a2 = 0.5 if angle < 1e-4 else (1.0 - np.cos(angle)) / (angle * angle)
@@ -462,8 +470,12 @@ def search(  # type: ignore[no-untyped-def]
     ``points``, ``own`` as in `surface_equations`; ``damping``: share of the diagonal that is added to it; ``poses``
     (s, 3, 4) float64: starts in, ends out; ``scores`` (s,) float64: root mean square distance of that share at the end.
     """
-    for s in prange(poses.shape[0]):
-        _settle(s, tree, normals, dimension, value, levels, points, own, share, damping, iterations, poses, scores)
+    if poses.shape[0] <= _FEW_STARTS:
+        for s in range(poses.shape[0]):
+            _settle(s, tree, normals, dimension, value, levels, points, own, share, damping, iterations, poses, scores)
+    else:
+        for s in prange(poses.shape[0]):
+            _settle(s, tree, normals, dimension, value, levels, points, own, share, damping, iterations, poses, scores)
 
 
 _POINTS = "float32[:, ::1]"
