@@ -307,7 +307,9 @@ def register_drift(
         before = lost
     p1, _, _ = matches(moved, variance)
     tell(0.95, "Estimating the error")
-    information = _information(x, moved, variance, matches.uniform(variance))
+    # Points closer than the fixed ones lie to each other are not told apart, however small the mixture has become.
+    blurred = max(variance, _spacing_mm(x) ** 2)
+    information = _information(x, moved, blurred, matches.uniform(blurred))
     return _result(fixed, source, initial, y, middle, pose, weights, moved, p1, variance, basis, reach_mm, motion_mm,
                    iterations, rested, float(matches.at_fixed.mean()), information)  # fmt: skip
 
@@ -344,6 +346,11 @@ def _jacobians(points: Array, centres: Array, weights: Array, reach_mm: float) -
     whole = np.einsum("nk,ka,nb->nab", kernel, weights, points, optimize=True)
     part = np.einsum("nk,ka,kb->nab", kernel, weights, centres, optimize=True)
     return np.asarray(np.linalg.det(np.eye(3) + whole - part))
+
+
+def _spacing_mm(points: Array) -> float:
+    """Distance of neighbours, the upper tenth."""
+    return float(np.percentile(cKDTree(points).query(points, k=2)[0][:, 1], 90))
 
 
 def _median_distance(fixed: Array, moved: Array) -> float:

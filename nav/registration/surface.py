@@ -42,12 +42,14 @@ TUKEY, MAD = 4.685, 1.4826
 #: A partner further along the surface than so many spacings of the fixed points lies beyond its border.
 REACH_SPACINGS = 3.0
 #: Of the points, so many are looked at in the search, in the choice, and before all are.
-SEARCH_POINTS, CHOICE_POINTS, COARSE_POINTS = 160, 600, 3000
+SEARCH_POINTS, CHOICE_POINTS, COARSE_POINTS = 160, 600, 1000
 #: The fixed surface of the search.
 SEARCH_TREE_POINTS = 4000
 SEARCH_STEPS, CHOICE_STEPS, CHOSEN = 12, 25, 10
 DAMPING = 1e-3
-MOST_ITERATIONS = 60
+MOST_ITERATIONS, SETTLING = 80, 25
+#: Then a step of this share of the pose's standard error is small enough.
+STEP_ERROR_SHARE = 0.1
 #: A step that moves the points by less than this share of the residuals' deviation, or this many mm, ends it.
 STEP_SHARE, STEP_MM, COARSE_STEP_SHARE = 0.003, 1e-4, 0.02
 #: Pushed by so much along its weakest directions, mm rms over the points, the surface must come back.
@@ -67,7 +69,7 @@ MATCHED_SHARE = 0.8
 #: Another end that comes so near to the best one could be the right one.
 GOOD_RIVALRY = 0.85
 #: Further from its start than the starts are spread nobody should be without looking.
-FARTHEST_MM, FARTHEST_DEG = 60.0, 75.0
+FARTHEST_MM, FARTHEST_DEG = 100.0, 75.0
 #: A predicted error above this at the points, mm, is no registration to aim by.
 MOST_ERROR_MM = 10.0
 #: Ends that lie closer to each other are one, mm.
@@ -102,9 +104,9 @@ class _Tree:
 
 
 def _spacing_mm(tree: Single) -> float:
-    """How far apart neighbours lie, mm, the upper tenth: of up to 400 runs of eight neighbours in the tree."""
+    """How far apart neighbours lie, mm, the upper tenth: of up to 150 runs of eight neighbours in the tree."""
     runs = tree[: len(tree) // 8 * 8].reshape(-1, 8, 3)
-    runs = runs[:: max(1, len(runs) // 400)].astype(np.float64)
+    runs = runs[:: max(1, len(runs) // 150)].astype(np.float64)
     if len(runs) == 0:
         return float(np.linalg.norm(np.ptp(tree, axis=0)))
     apart = np.linalg.norm(runs[:, :, None] - runs[:, None], axis=-1)
@@ -162,8 +164,14 @@ def _sigma_mm(fit: _Fit, reach: float) -> float:
     return max(MAD * float(np.partition(there, half)[half]), 1e-5)
 
 
-def _descend(tree: _Tree, points: Single, own: Single, pose: Array, overlap: float, rest: float = STEP_SHARE) -> _Fit:
-    """Steps from ``pose`` (4, 4) until the points rest: move by less than the share ``rest`` of the deviation."""
+def _descend(
+    tree: _Tree, points: Single, own: Single, pose: Array, overlap: float, *, rest: float = STEP_SHARE,
+    sigma_mm: float | None = None,
+) -> _Fit:  # fmt: skip
+    """Steps from ``pose`` (4, 4) until the points rest: move by less than the share ``rest`` of the deviation.
+
+    ``sigma_mm``: the deviation, where it is known already.
+    """
     n = len(points)
     fit = _Fit(pose.copy())
     nearest = np.full(n, -1, np.int32)
@@ -171,6 +179,7 @@ def _descend(tree: _Tree, points: Single, own: Single, pose: Array, overlap: flo
     size = math.sqrt(float((points.astype(np.float64) ** 2).sum(axis=1).mean())) or 1.0
     middle = points.mean(axis=0, dtype=np.float64)
     border = REACH_SPACINGS * tree.spacing_mm
+    enough = 0.0
 
     def look(scale: float, reach: float) -> None:
         fit.centre = fit.pose[:3, :3] @ middle + fit.pose[:3, 3]
@@ -179,22 +188,35 @@ def _descend(tree: _Tree, points: Single, own: Single, pose: Array, overlap: flo
             np.float32(reach), nearest, fit.residuals, fit.across, fit.sums,
         )  # fmt: skip
 
-    look(1e9, 1e9)
-    fit.sigma_mm = _sigma_mm(fit, 3e38)
-    fit.before_mm = _trimmed_mm(fit, overlap)
+    if sigma_mm is None:
+        look(1e9, 1e9)
+        fit.sigma_mm = _sigma_mm(fit, 3e38)
+        fit.before_mm = _trimmed_mm(fit, overlap)
+    else:
+        fit.sigma_mm = sigma_mm
     for fit.iterations in range(1, MOST_ITERATIONS + 1):
         # Far off, a partner lies aside of the foot of the perpendicular; at rest it does not.
-        fit.reach = max(border, 2.0 * fit.sigma_mm)
+        settling = fit.iterations > SETTLING
+        if not settling:
+            fit.reach = max(border, 2.0 * fit.sigma_mm)
         look(fit.scale, fit.reach)
         s = fit.sums.sum(axis=0)
         step = -_solve(s[: kernels.G].reshape(6, 6), s[kernels.G : kernels.RR], size)
+        if settling:
+            # Few points may change partners in turns for ever: with the weights held, and half steps, they rest.
+            step *= 0.5
+        else:
+            fit.sigma_mm = _sigma_mm(fit, fit.reach)
         fit.pose = _turned(step, fit.centre) @ fit.pose
-        fit.sigma_mm = _sigma_mm(fit, fit.reach)
+        # Against what the residuals leave open anyway, once it is not far.
+        enough = STEP_ERROR_SHARE * fit.sigma_mm * math.sqrt(6.0 / n) if settling else 0.0
         moved = math.sqrt(float(step[:3] @ step[:3]) + float(step[3:] @ step[3:]) * size**2)
-        if moved < max(rest * fit.sigma_mm, STEP_MM):
+        if moved < max(rest * fit.sigma_mm, enough, STEP_MM):
+            # So small a step leaves the sums as they are.
             fit.converged = True
             break
-    look(fit.scale, fit.reach)
+    else:
+        look(fit.scale, fit.reach)
     fit.after_mm = _trimmed_mm(fit, overlap)
     return fit
 
@@ -382,16 +404,16 @@ def register_surface(
     few, few_own = _some(points, own, COARSE_POINTS)
 
     tell(0.1, "Trying the start")
-    best = _descend(tree, few, few_own, start, overlap, COARSE_STEP_SHARE)
+    best = _descend(tree, few, few_own, start, overlap, rest=COARSE_STEP_SHARE)
     iterations, rivalry, before_mm = best.iterations, 0.0, best.before_mm
-    if not _looks_right(best, tree, few, start):
+    if not _looks_right(best, tree, points, start):
         tell(0.2, "Trying other starts")
         pose, rivalry = _choose(tree, points, own, start, best.pose, overlap)
         best = _descend(tree, few, few_own, pose, overlap)
         iterations += best.iterations
     tell(0.7, "Settling")
     if len(points) > len(few):
-        best = _descend(tree, points, own, best.pose, overlap)
+        best = _descend(tree, points, own, best.pose, overlap, sigma_mm=best.sigma_mm)
         iterations += best.iterations
     tell(0.8, "Estimating the error")
     return _result(initial, tree, points, own, start, best, iterations, rivalry, overlap, before_mm, origin,
