@@ -153,7 +153,7 @@ def success(fixed: dict[str, Surface], meshes: dict[str, Mesh], starts: int) -> 
                 "wrong_called_good": int(np.count_nonzero(~right & np.array(good))),
                 "seconds": float(np.median(seconds)),
             }
-            print(f"{name}: {what}", out[f"{name}: {what}"], file=sys.stderr)
+            print(f"{name}: {what}", out[f"{name}: {what}"], file=sys.stderr, flush=True)
     return out
 
 
@@ -197,6 +197,21 @@ def timed(work: Callable[[], Any], repeats: int) -> tuple[float, Any]:
     return float(np.median(seconds)), found
 
 
+def in_turns(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, tuple[dict[str, float], Any]]:
+    """Median and least seconds, and the last result, of several, so that all meet the same disturbances."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    found = {name: work() for name, work in works.items()}
+    for _ in range(repeats):
+        for name, work in works.items():
+            begin = time.perf_counter()
+            found[name] = work()
+            seconds[name].append(time.perf_counter() - begin)
+    return {
+        name: ({"seconds": float(np.median(seconds[name])), "least_seconds": min(seconds[name])}, found[name])
+        for name in works
+    }
+
+
 def speed(mesh: Mesh, repeats: int) -> dict[str, Any]:
     """One surface sampled twice, so many points each, 5 mm and 5 degrees off: seconds and mean error."""
     try:
@@ -217,15 +232,11 @@ def speed(mesh: Mesh, repeats: int) -> dict[str, Any]:
         def error(matrix: Array, back: Array = back, places: Array = places) -> float:
             return float(np.linalg.norm(applied(matrix @ back, places) - places, axis=1).mean())
 
-        def ours(fixed: Surface = fixed, moving: Surface = moving, initial: Rigid = initial) -> SurfaceRegistration:
-            return register_surface(fixed, moving, initial=initial)
-
-        ours()
-        seconds, result = timed(ours, repeats)
-        row: dict[str, Any] = {"ours": {"seconds": seconds, "error_mm": error(result.transform.matrix)}}
         both = Surface.of(m, mn)
-        seconds, result = timed(lambda f=fixed, b=both, i=initial: register_surface(f, b, initial=i), repeats)
-        row["ours, both normals"] = {"seconds": seconds, "error_mm": error(result.transform.matrix)}
+        works: dict[str, Callable[[], Any]] = {
+            "ours": lambda f=fixed, b=moving, i=initial: register_surface(f, b, initial=i),
+            "ours, both normals": lambda f=fixed, b=both, i=initial: register_surface(f, b, initial=i),
+        }
         if open3d is not None:
             clouds = []
             for points, normals in ((f, fn), (m, mn)):
@@ -233,15 +244,13 @@ def speed(mesh: Mesh, repeats: int) -> dict[str, Any]:
                 cloud.normals = open3d.utility.Vector3dVector(normals)
                 clouds.append(cloud)
             pipeline = open3d.pipelines.registration
-
-            def theirs(clouds: list[Any] = clouds, pipeline: Any = pipeline) -> Any:
-                return pipeline.registration_icp(
-                    clouds[1], clouds[0], 20.0, np.eye(4), pipeline.TransformationEstimationPointToPlane()
-                )
-
-            theirs()
-            seconds, result = timed(theirs, repeats)
-            row["open3d, point to plane"] = {"seconds": seconds, "error_mm": error(result.transformation)}
+            works["open3d, point to plane"] = lambda c=clouds, p=pipeline: p.registration_icp(
+                c[1], c[0], 20.0, np.eye(4), p.TransformationEstimationPointToPlane()
+            )
+        row = {}
+        for name, (spent, result) in in_turns(works, repeats).items():
+            matrix = result.transform.matrix if isinstance(result, SurfaceRegistration) else result.transformation
+            row[name] = spent | {"error_mm": error(matrix)}
         out[str(count)] = row
         print(count, row, file=sys.stderr)
     return out

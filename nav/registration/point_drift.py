@@ -306,6 +306,9 @@ def register_drift(
             break
         before = lost
     p1, _, _ = matches(moved, variance)
+    if basis is not None:
+        # What lies outside the kept eigenvectors moves nothing here, and must not between the points either.
+        weights = basis.q @ (basis.q.T @ weights)
     tell(0.95, "Estimating the error")
     # Points closer than the fixed ones lie to each other are not told apart, however small the mixture has become.
     blurred = max(variance, _spacing_mm(x) ** 2)

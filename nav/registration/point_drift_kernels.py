@@ -43,6 +43,9 @@ def soft_matches(fixed, moved, variance, outliers, sums, at_fixed, likelihood, o
         likelihood[block] = 0.0
         for i in range(n * block // BLOCKS, n * (block + 1) // BLOCKS):
             x, y, z = fixed[0, i], fixed[1, i], fixed[2, i]
+            if np.isnan(x + y + z):
+                at_fixed[i] = 0.0
+                continue
             for j in range(m):
                 dx, dy, dz = x - moved[0, j], y - moved[1, j], z - moved[2, j]
                 t = max((dx * dx + dy * dy + dz * dz) * factor, least)

@@ -42,7 +42,7 @@ TUKEY, MAD = 4.685, 1.4826
 #: A partner further along the surface than so many spacings of the fixed points lies beyond its border.
 REACH_SPACINGS = 3.0
 #: Of the points, so many are looked at in the search, in the choice, and before all are.
-SEARCH_POINTS, CHOICE_POINTS, COARSE_POINTS = 160, 600, 1000
+SEARCH_POINTS, CHOICE_POINTS, COARSE_POINTS = 160, 600, 600
 #: The fixed surface of the search.
 SEARCH_TREE_POINTS = 4000
 SEARCH_STEPS, CHOICE_STEPS, CHOSEN = 12, 25, 10
@@ -51,7 +51,7 @@ MOST_ITERATIONS, SETTLING = 80, 25
 #: Then a step of this share of the pose's standard error is small enough.
 STEP_ERROR_SHARE = 0.1
 #: A step that moves the points by less than this share of the residuals' deviation, or this many mm, ends it.
-STEP_SHARE, STEP_MM, COARSE_STEP_SHARE = 0.003, 1e-4, 0.02
+STEP_SHARE, STEP_MM, COARSE_STEP_SHARE = 0.005, 1e-4, 0.1
 #: Pushed by so much along its weakest directions, mm rms over the points, the surface must come back.
 PUSH_MM, PUSHED = 6.0, 3
 #: Smallest eigenvalue of the normal equations over their mean from which no direction is weak.

@@ -100,7 +100,9 @@ def test_every_kind_of_file_is_read(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(data)
     points, triangles = read_surface_file(tmp_path / name)
     np.testing.assert_allclose(points[triangles], VERTICES[TRIANGLES], atol=1e-4)
-    for broken in (data[: len(data) // 2], b"", b"nothing of the kind\n" * 9):
+    # OBJ announces no counts: only what is there can be wrong.
+    half = b"f 1 2\n" if name == "a.obj" else data[: len(data) // 2]
+    for broken in (half, b"", b"nothing of the kind\n" * 9):
         (tmp_path / name).write_bytes(broken)
         with pytest.raises(SurfaceFileError, match=name):
             read_surface_file(tmp_path / name)
@@ -158,10 +160,7 @@ def test_touched_points_onto_a_mesh(
     assert np.linalg.norm(written.apply([10.0, 20, 30]) - truth.apply([10.0, 20, 30])) < 1.0
 
 
-def test_a_label_map_and_points_that_move_on_their_own(
-    case: tuple[Path, Rigid], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder, _ = case
+def test_a_label_map_and_points_that_move_on_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     k, j, i = np.indices((50, 55, 60))
     grid = np.diag([2.5, 2.5, 2.5, 1.0])
     grid[:3, 3] = -70.0, -50.0, -30.0

@@ -247,12 +247,12 @@ def test_vessels_drift_home_and_bend() -> None:
     # Bent by 6 mm over the body: a rigid pose cannot follow, the displacement can.
     bent = moving + 6.0 * np.sin(moving[:, [1]] / 40.0) * (1.0, 0.0, 0.5)
     rigid = register_drift(fixed, bent, initial=Rigid.identity(NAME))
-    free = register_drift(fixed, bent, initial=rigid.transform, rigid=False, start_mm=4.0)
+    free = register_drift(fixed, bent, initial=rigid.transform, rigid=False, start_mm=4.0, reach_mm=60.0)
     off = [np.linalg.norm(r.apply(bent) - truth.apply(moving), axis=1) for r in (rigid, free)]
     assert off[1].mean() < 0.5 * off[0].mean()
     assert (off[1] <= free.expected_error_mm(free.transform.apply(bent))).mean() > 0.9
     assert free.folded_fraction == 0.0
-    np.testing.assert_allclose(free.apply(bent), free.moved_ras, atol=1e-9)
+    np.testing.assert_allclose(free.apply(bent), free.moved_ras, atol=1e-6)
     with pytest.raises(ImageRegistrationError, match="outliers is 1"):
         register_drift(fixed, moving, initial=Rigid.identity(NAME), outliers=1.0)
 
