@@ -464,7 +464,7 @@ def _counted(fit: _Fit) -> NDArray[np.bool_]:
 
 def _pieces(fit: _Fit) -> tuple[float, float]:
     """Of compact pieces of the surface: how far their mean residuals scatter, mm, what noise explains taken off; and
-    their scatter over that of noise alone, as a ratio of variances, at least 1.
+    their scatter over that of noise alone, as a ratio of variances; 0 and 1 where chance explains it.
     """
     used = _counted(fit)
     number = np.arange(len(used)) * min(kernels.BLOCKS, max(1, int(used.sum()) // 8)) // len(used)
@@ -479,7 +479,11 @@ def _pieces(fit: _Fit) -> tuple[float, float]:
     # Six of the means are taken up by the fit itself.
     scatter = float(np.average(mean**2, weights=count)) * len(mean) / (len(mean) - 6.0)
     expected = float(np.average(noise, weights=count))
-    return math.sqrt(max(scatter - expected, 0.0)), max(scatter / max(expected, 1e-12), 1.0)
+    ratio = scatter / max(expected, 1e-12)
+    # Of a ratio of 1, chance makes up to this: taken as more, it would be said of every second good registration.
+    if ratio <= 1.0 + 2.0 * math.sqrt(2.0 / (len(mean) - 6.0)):
+        return 0.0, 1.0
+    return math.sqrt(scatter - expected), ratio
 
 
 def _residual_covariance(fit: _Fit) -> tuple[Array, float]:
