@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from nav.cli import register_deformable, register_landmarks, register_rigid
+from nav.cli import register_deformable, register_landmarks, register_rigid, register_surface
 
 __all__ = ["app"]
 
@@ -20,9 +20,11 @@ Examples:
   ablation-nav register landmarks --fixed ct.mrk.json --moving touched.mrk.json --out T.tfm
   ablation-nav register rigid planning-ct/ today.nrrd --out registered
   ablation-nav register deformable planning-ct/ today.nrrd --init registered/transform.tfm --out deformed
+  ablation-nav register surface liver.stl touched.mrk.json --out registered
 """,
 )
 
 app.command("landmarks", help=register_landmarks.HELP)(register_landmarks.landmarks)
 app.command("rigid", help=register_rigid.HELP)(register_rigid.rigid)
 app.command("deformable", help=register_deformable.HELP)(register_deformable.deformable)
+app.command("surface", help=register_surface.HELP)(register_surface.surface)

@@ -27,7 +27,18 @@ from nav.io.image_file import read_image_file
 from nav.io.itk_transform import read_itk_rigid
 from nav.io.point_files import read_points
 
-__all__ = ["Files", "Inputs", "finish", "prepare", "read_inputs", "set_threads", "tre_mm", "write_checkerboard"]
+__all__ = [
+    "Files",
+    "Inputs",
+    "finish",
+    "prepare",
+    "read_initial",
+    "read_inputs",
+    "read_point_pairs",
+    "set_threads",
+    "tre_mm",
+    "write_checkerboard",
+]
 
 Points = NDArray[np.float64]
 
@@ -84,11 +95,14 @@ def read_inputs(files: Files, steps: Steps) -> Inputs:
             moving,
             _mask(files.fixed_mask, fixed),
             _mask(files.moving_mask, moving),
-            _point_pairs(files, fixed, moving),
-            Rigid.identity(MOVING_TO_FIXED)
-            if files.initial is None
-            else read_itk_rigid(files.initial, MOVING_TO_FIXED),
+            read_point_pairs(files.fixed_points, files.moving_points, fixed, moving),
+            read_initial(files.initial),
         )
+
+
+def read_initial(path: Path | None) -> Rigid:
+    """Where to start, moving to fixed: the identity without a file."""
+    return Rigid.identity(MOVING_TO_FIXED) if path is None else read_itk_rigid(path, MOVING_TO_FIXED)
 
 
 def _mask(path: Path | None, image: Volume) -> NDArray[np.generic] | None:
@@ -100,14 +114,19 @@ def _mask(path: Path | None, image: Volume) -> NDArray[np.generic] | None:
     return found.array
 
 
-def _point_pairs(files: Files, fixed: Volume, moving: Volume) -> tuple[Points, Points] | None:
-    if files.fixed_points is None or files.moving_points is None:
+def read_point_pairs(
+    fixed_points: Path | None, moving_points: Path | None, fixed: Volume | None = None, moving: Volume | None = None
+) -> tuple[Points, Points] | None:
+    """Pairs of points, (n, 3) RAS mm each, or None without files; ``fixed``, ``moving``: images of their indices."""
+    if (fixed_points is None) is not (moving_points is None):
+        raise CommandError("--fixed-points and --moving-points belong together; give both or none", ExitCode.USAGE)
+    if fixed_points is None or moving_points is None:
         return None
-    names, one = read_points(files.fixed_points, fixed)
-    other_names, two = read_points(files.moving_points, moving)
+    names, one = read_points(fixed_points, fixed)
+    other_names, two = read_points(moving_points, moving)
     if len(one) != len(two):
         raise CommandError(
-            f"{files.fixed_points} holds {len(one)} points, {files.moving_points} {len(two)}; they go in pairs",
+            f"{fixed_points} holds {len(one)} points, {moving_points} {len(two)}; they go in pairs",
             ExitCode.INPUT,
         )
     if len(set(names)) == len(names) and set(names) == set(other_names):

@@ -19,6 +19,7 @@ __all__ = [
     "PointFileError",
     "SequenceError",
     "SeveralSeriesError",
+    "SurfaceFileError",
     "TransformFileError",
 ]
 
@@ -53,6 +54,10 @@ class MarkupsError(InputFileError):
 
 class PointFileError(InputFileError):
     """A list of points that cannot be used."""
+
+
+class SurfaceFileError(InputFileError):
+    """A surface that cannot be used."""
 
 
 class ImageWriteError(InputFileError):
