@@ -79,7 +79,7 @@ LEAST_SIMILARITY = 0.8
 REST_SHARE = (0.012, 0.05)
 #: The deformation by the shift of a piece: 1.7 to 3.0 on the finest level, 0.9 to 1.5 on the next ones, for smooth
 #: deformations of 0.2 to 1.4 mm (root mean square) of the benchmark.
-FINEST_FALLS_SHORT, COARSER_FALLS_SHORT = 2.1, 1.3
+FINEST_FALLS_SHORT, COARSER_FALLS_SHORT = 2.4, 1.4
 #: A deformation below this share of the next level's pitch is taken as it is; above it, coarser levels up to this pitch
 #: are asked too.
 SHIFT_SHARE, SHIFT_PITCH_MM = 0.25, 6.0
@@ -94,7 +94,7 @@ GOOD_CONSISTENCY_MM, MOST_CONSISTENCY_MM = 0.5, 3.0
 #: All samples have an error in common of which the jackknife knows nothing, from interpolation. It is 0.13 to 0.66 of
 #: the distance there and back (0.3 root mean square, on 40 pairs of CTs), 0.75 at edges as sharp as the voxels: per
 #: axis, this share of its square.
-CONSISTENCY_SHARE = 0.035
+CONSISTENCY_SHARE = 0.045
 
 
 @dataclass(slots=True)
