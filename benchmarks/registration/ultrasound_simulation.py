@@ -300,9 +300,7 @@ def _frame(who: Patient, probe: _Array, ras_from_probe: Array, rng: np.random.Ge
     return np.asarray(np.clip((decibel - probe.floor_db) / probe.range_db, 0.0, 1.0) * 255.0, np.float32)
 
 
-def _scan_converted(
-    probe: _Array, polar: NDArray[np.float32]
-) -> tuple[NDArray[np.uint8], Array]:
+def _scan_converted(probe: _Array, polar: NDArray[np.float32]) -> tuple[NDArray[np.uint8], Array]:
     """(rows, columns) uint8 and (4, 4) of (column, row, 0) to Probe, mm."""
     half = (probe.radius_mm + probe.depth_mm) * np.sin(probe.half_angle) + 2.0
     top = probe.radius_mm * np.cos(probe.half_angle) - probe.radius_mm - 2.0
@@ -353,8 +351,8 @@ def _device(rng: np.random.Generator) -> _Array:
     )
 
 
-def simulate(who: Patient, frames: int, rng: np.random.Generator, deform=None) -> Sweep:
-    """A sweep of ``frames`` frames; ``deform`` takes RAS points at scanning to those in the CT."""
+def simulate(who: Patient, frames: int, rng: np.random.Generator) -> Sweep:
+    """A sweep of ``frames`` frames."""
     probe = _device(rng)
     poses = _poses(who, frames, rng)
     images, pixel = [], np.eye(4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from nav.cli import register_landmarks, register_rigid
+from nav.cli import register_landmarks, register_rigid, register_ultrasound
 
 __all__ = ["app"]
 
@@ -19,8 +19,10 @@ app = typer.Typer(
 Examples:
   ablation-nav register landmarks --fixed ct.mrk.json --moving touched.mrk.json --out T.tfm
   ablation-nav register rigid planning-ct/ today.nrrd --out registered
+  ablation-nav register ultrasound planning-ct/ sweep.igs.mha --init start.tfm --out registered
 """,
 )
 
 app.command("landmarks", help=register_landmarks.HELP)(register_landmarks.landmarks)
 app.command("rigid", help=register_rigid.HELP)(register_rigid.rigid)
+app.command("ultrasound", help=register_ultrasound.HELP)(register_ultrasound.ultrasound)

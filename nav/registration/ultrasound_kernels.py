@@ -49,7 +49,7 @@ def reduce_frames(images, mask, factor, out):  # type: ignore[no-untyped-def]
             for r in range(row * fr, (row + 1) * fr):
                 for c in range(column * fc, (column + 1) * fc):
                     if mask[r, c] != 0:
-                        total += images[frame, r, c]
+                        total += int(images[frame, r, c])
                         count += 1
             if 2 * count > fr * fc:
                 out[frame, row, column] = np.float32(total) / np.float32(count)
@@ -62,7 +62,7 @@ def channels(image, turn, out):  # type: ignore[no-untyped-def]
     """The image and the magnitude of its gradient, side by side.
 
     ``image`` (k, j, i) float32; ``turn`` (3, 3) float32 takes a gradient per voxel along i, j, k to one per mm;
-    ``out`` (k, j, i, 2). Differences are central, one-sided at the border.
+    ``out`` (k, j, i, 2). Differences are central, one-sided at the border. NaN where a neighbour is.
     """
     nk, nj, ni = image.shape
     for k in prange(nk):
@@ -90,6 +90,8 @@ def _fit(n, sp, sg, su, spp, sgg, spg, spu, sgu, suu, floor):  # type: ignore[no
     cpp, cgg, cpg = spp - n * mp * mp + n * floor, sgg - n * mg * mg + n * floor, spg - n * mp * mg
     cpu, cgu, total = spu - n * mp * mu, sgu - n * mg * mu, suu - n * mu * mu
     det = cpp * cgg - cpg * cpg
+    if total <= 1e-9 * n * mu * mu:  # constant, but for rounding
+        return 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     if det <= 1e-9 * cpp * cgg:
         return 0.0, 0.0, total, total, 0.0, 0.0, 0.0
     ipp, igg, ipg = cgg / det, cpp / det, -cpg / det
@@ -105,10 +107,11 @@ def patch_fits(frames, patches, side, ct, index_from_ras, centre_index, ras_from
     ``side``: pixels of a patch; ``ct`` (k, j, i, 2) float32; ``index_from_ras`` (3, 3) float32, linear part;
     ``centre_index`` (3,) float32: index (i, j, k) of the centre about which the pose turns; ``ras_from_pixel``
     (n, 3, 3) float32: (column, row, 1) to RAS mm from that centre; ``floor``: variance added to both channels;
-    ``out`` (m, SUMS) float64: see `TOTAL` and what follows. Fewer than half the pixels: all zero.
+    ``out`` (m, SUMS) float64: see `TOTAL` and what follows. A pixel outside the image, the
+    CT or its mask (NaN): all zero.
 
-    The residual is projected onto what the fit leaves (variable projection in Kaufman's form), so the Hessian knows
-    that a, b and c follow the pose.
+    Image and channels are freed of their linear trend in the patch first. The residual is projected onto what the fit
+    leaves (variable projection in Kaufman's form), so the Hessian knows that a, b and c follow the pose.
     """
     nk, nj, ni, _ = ct.shape
     one = np.float32(1.0)
@@ -159,6 +162,8 @@ def patch_fits(frames, patches, side, ct, index_from_ras, centre_index, ras_from
                         )
                 x[8, n], x[9, n], x[10, n], x[11, n] = rx, ry, rz, u
                 p, g, w = np.float64(x[0, n]), np.float64(x[4, n]), np.float64(u)
+                if np.isnan(p) or np.isnan(g):
+                    continue
                 sp += p
                 sg += g
                 su += w
@@ -271,6 +276,8 @@ def similarities(frames, patches, weights, side, ct, index_from_pixel, floor, ou
                     f0, f1 = e00 + (e01 - e00) * wj, e10 + (e11 - e10) * wj
                     g = np.float64(f0 + (f1 - f0) * wk)
                     w = np.float64(u)
+                    if np.isnan(p) or np.isnan(g):
+                        continue
                     sp += p
                     sg += g
                     su += w
@@ -296,7 +303,7 @@ def similarities(frames, patches, weights, side, ct, index_from_pixel, floor, ou
             spg -= (pc * gc + pr * gr) / slope
             spu -= (pc * uc + pr * ur) / slope
             sgu -= (gc * uc + gr * ur) / slope
-            a, b, total, residual, ipp, ipg, igg = _fit(n, sp, sg, su, spp, sgg, spg, spu, sgu, suu, floor)
+            _, _, total, residual, _, _, _ = _fit(n, sp, sg, su, spp, sgg, spg, spu, sgu, suu, floor)
             if total > 0.0:
                 explained += weights[m] * (1.0 - residual / total)
                 known += weights[m]
