@@ -205,7 +205,7 @@ def choose_frames(moving: TrackedFrames, most: int) -> NDArray[np.intp]:
 
 
 def compound(moving: TrackedFrames, chosen: NDArray[np.intp], ras_from_reference: Array, pitch_mm: float) -> Volume:
-    """The ``chosen`` frames in an upright RAS grid around them, uint8: each voxel the mean of its pixels, 0 without any.
+    """The ``chosen`` frames in an upright RAS grid around them, uint8: a voxel is the mean of its pixels, 0 without.
 
     Parameters
     ----------

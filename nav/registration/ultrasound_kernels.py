@@ -318,7 +318,7 @@ KERNELS = (
     KernelSpec(
         "ultrasound: reduced frames",
         reduce_frames,
-        ("Array(uint8, 3, 'C', readonly=True), uint8[:, ::1], int64[::1], float32[:, :, ::1]",),
+        ("Array(uint8, 3, 'C', readonly=True), Array(uint8, 2, 'C', readonly=True), int64[::1], float32[:, :, ::1]",),
     ),
     KernelSpec(
         "ultrasound: channels of the CT",

@@ -13,6 +13,13 @@ SIDE = 5
 FLOOR = 4.0
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiled() -> None:
+    """One compilation, with the types that the registration has."""
+    for spec in kernels.KERNELS:
+        spec.compile()
+
+
 def test_reduced_frames_are_means_of_what_is_image() -> None:
     images = np.random.default_rng(1).integers(0, 255, (2, 9, 11)).astype(np.uint8)
     mask = np.ones((9, 11), np.uint8)
