@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from nav.cli import register_deformable, register_landmarks, register_rigid, register_surface
+from nav.cli import register_landmarks, register_rigid, register_ultrasound
 
 __all__ = ["app"]
 
@@ -21,6 +22,7 @@ Examples:
   ablation-nav register rigid planning-ct/ today.nrrd --out registered
   ablation-nav register deformable planning-ct/ today.nrrd --init registered/transform.tfm --out deformed
   ablation-nav register surface liver.stl touched.mrk.json --out registered
+  ablation-nav register ultrasound planning-ct/ sweep.igs.mha --init start.tfm --out registered
 """,
 )
 
@@ -28,3 +30,4 @@ app.command("landmarks", help=register_landmarks.HELP)(register_landmarks.landma
 app.command("rigid", help=register_rigid.HELP)(register_rigid.rigid)
 app.command("deformable", help=register_deformable.HELP)(register_deformable.deformable)
 app.command("surface", help=register_surface.HELP)(register_surface.surface)
+app.command("ultrasound", help=register_ultrasound.HELP)(register_ultrasound.ultrasound)

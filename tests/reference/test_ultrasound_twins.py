@@ -1,0 +1,184 @@
+"""The kernels of the registration of ultrasound to CT against plain NumPy twins."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter, map_coordinates
+
+from nav.registration import ultrasound_kernels as kernels
+
+SIDE = 5
+FLOOR = 4.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled() -> None:
+    """One compilation, with the types that the registration has."""
+    for spec in kernels.KERNELS:
+        spec.compile()
+
+
+def test_reduced_frames_are_means_of_what_is_image() -> None:
+    images = np.random.default_rng(1).integers(0, 255, (2, 9, 11)).astype(np.uint8)
+    mask = np.ones((9, 11), np.uint8)
+    mask[:3, :2] = 0  # a whole block
+    mask[3:6, 2:4] = [[0, 1], [0, 1], [1, 1]]
+    mask[6:9, :2] = [[0, 1], [0, 1], [0, 1]]  # half of it: outside
+    out = np.empty((2, 3, 5), np.float32)
+    kernels.reduce_frames(images, mask, np.array([3, 2]), out)
+    for n, row, column in np.ndindex(*out.shape):
+        part = (slice(3 * row, 3 * row + 3), slice(2 * column, 2 * column + 2))
+        inside = mask[part] != 0
+        if 2 * inside.sum() > 6:
+            assert out[n, row, column] == pytest.approx(images[n][part][inside].mean(), rel=1e-6)
+        else:
+            assert np.isnan(out[n, row, column])
+    assert np.isnan(out).sum() == 4
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 6), (1, 1, 1), (1, 3, 2)])
+def test_channels_are_the_image_and_its_gradient(shape: tuple[int, int, int]) -> None:
+    rng = np.random.default_rng(2)
+    image, turn = rng.normal(0, 50, shape).astype(np.float32), rng.normal(0, 1, (3, 3)).astype(np.float32)
+    if image.size > 1:
+        image[0, 0, 0] = np.nan
+    out = np.full((*shape, 2), 9.0, np.float32)
+    kernels.channels(image, turn, out)
+    gradient = np.zeros((*shape, 3))
+    for axis, of in ((0, 2), (1, 1), (2, 0)):
+        if shape[of] > 1:
+            gradient[..., axis] = np.gradient(image.astype(np.float64), axis=of)
+    assert np.array_equal(out[..., 0], image, equal_nan=True)
+    np.testing.assert_allclose(out[..., 1], np.linalg.norm(gradient @ turn.T, axis=-1), rtol=1e-4, atol=1e-3)
+
+
+def scene(seed: int = 3) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
+    """Frames (2, 15, 16), patches, CT (9, 10, 11, 2), and (column, row, 1) to index for both frames."""
+    rng = np.random.default_rng(seed)
+    frames = rng.normal(80, 20, (2, 15, 16)).astype(np.float32)
+    frames[1, 2, 3] = np.nan  # its patch does not count
+    frames[0, 5:10, 5:10] = 7.0  # no structure
+    ct = rng.normal(0, 60, (9, 10, 11, 2)).astype(np.float32)
+    ct[0, 0, 0] = np.nan
+    patches = np.array([[n, r, c] for n in (0, 1) for r in (0, 5, 10) for c in (0, 5, 10)], np.int32)
+    index = np.zeros((2, 3, 3))
+    index[0] = [[0.557, 0.023, 0.913], [0.031, 0.503, 1.117], [0.103, 0.351, 0.319]]
+    index[1] = [[0.507, 0.041, 2.413], [-0.053, 0.557, 1.423], [0.251, 0.107, 1.217]]
+    return frames, patches, ct, index.astype(np.float32)
+
+
+def basis() -> NDArray[np.float64]:
+    row, column = np.indices((SIDE, SIDE)).reshape(2, -1) - (SIDE - 1) / 2.0
+    return np.stack([np.ones(SIDE * SIDE), column, row], axis=1)
+
+
+def patch_twin(
+    frames: NDArray[np.float32], patch: NDArray[np.int32], ct: NDArray[np.float32], index: NDArray[np.float64]
+) -> tuple[float, float, NDArray[np.float64]] | None:
+    """Total, residual (with the floor's share), and (a, b) of a ridge fit by least squares; None where it is out."""
+    frame, r0, c0 = patch
+    u = frames[frame, r0 : r0 + SIDE, c0 : c0 + SIDE].astype(np.float64).ravel()
+    row, column = np.indices((SIDE, SIDE)).reshape(2, -1) + np.array([[r0], [c0]])
+    at = index[frame] @ np.stack([column, row, np.ones_like(row)])
+    if not np.isfinite(u).all() or (at < 0).any() or (at >= np.array(ct.shape[2::-1])[:, None] - 1).any():
+        return None
+    v = np.stack([map_coordinates(ct[..., q], at[::-1], order=1, output=np.float64) for q in (0, 1)], axis=1)
+    if not np.isfinite(v).all():
+        return None
+    trend = basis()
+    u, v = (x - trend @ np.linalg.lstsq(trend, x, rcond=None)[0] for x in (u, v))
+    ridge = np.sqrt(SIDE * SIDE * FLOOR) * np.eye(2)
+    fit = np.linalg.lstsq(np.concatenate([v, ridge]), np.concatenate([u, np.zeros(2)]), rcond=None)[0]
+    left = u - v @ fit
+    return float(u @ u), float(left @ left + SIDE * SIDE * FLOOR * fit @ fit), fit
+
+
+def pose_arguments(index: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+    """index_from_ras, centre_index, ras_from_pixel whose product is ``index``."""
+    linear = np.array([[0.8, 0.1, 0.0], [0.0, 0.7, -0.1], [0.05, 0.0, 0.6]])
+    centre = np.array([4.0, 4.5, 3.0])
+    shifted = index.astype(np.float64)
+    shifted[:, :, 2] -= centre
+    ras = np.linalg.inv(linear) @ shifted
+    return linear.astype(np.float32), centre.astype(np.float32), np.ascontiguousarray(ras, np.float32)
+
+
+def fits(frames, patches, ct, linear, centre, ras):  # type: ignore[no-untyped-def]
+    out = np.full((len(patches), kernels.SUMS), 9.0)
+    kernels.patch_fits(frames, patches, SIDE, ct, linear, centre, ras, FLOOR, out)
+    return out
+
+
+def test_the_fit_of_every_patch() -> None:
+    frames, patches, ct, index = scene()
+    out = fits(frames, patches, ct, *pose_arguments(index))
+    used = 0
+    for n, patch in enumerate(patches):
+        twin = patch_twin(frames, patch, ct, index.astype(np.float64))
+        if twin is None:
+            assert not out[n].any()
+            continue
+        used += 1
+        assert out[n, kernels.COUNT] == SIDE * SIDE
+        np.testing.assert_allclose(out[n, kernels.TOTAL], twin[0], rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(out[n, kernels.RESIDUAL], twin[1], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(out[n, kernels.FIT : kernels.FIT + 2], twin[2], rtol=1e-2, atol=1e-4)
+    assert 4 < used < len(patches)
+
+
+def test_the_slope_is_that_of_half_the_residual() -> None:
+    frames, patches, ct, index = scene()
+    # A trilinear image has kinks: in a smooth one they are small.
+    ct = np.ascontiguousarray(4.0 * gaussian_filter(np.nan_to_num(ct), (1.5, 1.5, 1.5, 0)), np.float32)
+    linear, centre, ras = pose_arguments(index)
+    out = fits(frames, patches, ct, linear, centre, ras)
+    step = 2e-3
+    for d in range(6):
+        sides = []
+        for sign in (1.0, -1.0):
+            moved = ras.astype(np.float64)
+            if d < 3:
+                moved[:, d, 2] += sign * step
+            else:
+                turn = np.zeros(3)
+                turn[d - 3] = sign * step
+                skew = np.array([[0, -turn[2], turn[1]], [turn[2], 0, -turn[0]], [-turn[1], turn[0], 0]])
+                moved = moved + skew @ moved
+            sides.append(fits(frames, patches, ct, linear, centre, np.ascontiguousarray(moved, np.float32)))
+        known = (out[:, 0] > 0) & (sides[0][:, 0] > 0) & (sides[1][:, 0] > 0)
+        slope = (sides[0] - sides[1])[known, kernels.RESIDUAL] / (4.0 * step)
+        wanted = out[known, kernels.GRADIENT + d]
+        assert np.abs(wanted).max() > 1.0
+        assert np.corrcoef(slope, wanted)[0, 1] > 0.98
+
+
+def test_the_hessian_is_what_the_fit_leaves_of_the_slopes() -> None:
+    frames, patches, ct, index = scene()
+    out = fits(frames, patches, ct, *pose_arguments(index))
+    hessians = out[:, kernels.HESSIAN :].reshape(-1, 6, 6)
+    np.testing.assert_array_equal(hessians, hessians.transpose(0, 2, 1))
+    assert min(np.linalg.eigvalsh(h)[0] for h in hessians) > -1e-6 * np.abs(hessians).max()
+    assert np.abs(hessians).max() > 1.0
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_the_similarity_at_many_poses_is_that_of_the_fits(count: int) -> None:
+    frames, patches, ct, index = scene()
+    weights = np.random.default_rng(4).random(len(patches))
+    poses = np.stack([index + 0.1 * n for n in range(count)]) if count else np.zeros((0, 2, 3, 3))
+    poses = np.ascontiguousarray(poses, np.float32)
+    out = np.full((count, 2), 9.0)
+    kernels.similarities(frames, patches, weights, SIDE, ct, poses, FLOOR, out)
+    for n in range(count):
+        found = [patch_twin(frames, patch, ct, poses[n].astype(np.float64)) for patch in patches]
+        known = [(w, f) for w, f in zip(weights, found, strict=True) if f is not None and f[0] > 1e-3]
+        assert out[n, 1] == pytest.approx(sum(w for w, _ in known), rel=1e-6)
+        assert out[n, 0] == pytest.approx(sum(w * (1 - f[1] / f[0]) for w, f in known), rel=1e-3)
+
+
+def test_a_pose_that_is_no_number_leaves_nothing() -> None:
+    frames, patches, ct, index = scene()
+    linear, _, ras = pose_arguments(index)
+    assert not fits(frames, patches, ct, linear, np.full(3, np.nan, np.float32), ras).any()
