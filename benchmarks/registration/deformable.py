@@ -142,7 +142,8 @@ class Case:
         there = np.stack([i, j, k], axis=-1) @ grid[:3, :3].T + grid[:3, 3] + field
         to = ct.index_from_ras
         at = np.moveaxis((there @ to[:3, :3].T + to[:3, 3])[..., ::-1], -1, 0)
-        fixed = map_coordinates(source, at, order=3, mode="constant", cval=-1000.0)
+        # Beyond the CT the body goes on: its last slice is repeated (and not counted), rather than a face made.
+        fixed = map_coordinates(source, at, order=3, mode="nearest")
         if contrast:
             moving = np.where(moving > 20, moving + 0.8 * np.clip(moving - 20, 0, 80), moving)
             shade = gaussian_filter(rng.normal(0, 1, moving.shape), 6 if half else 12)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from nav.cli import register_deformable, register_landmarks, register_rigid, register_surface
-from nav.cli import register_landmarks, register_rigid, register_ultrasound
+from nav.cli import register_deformable, register_landmarks, register_rigid, register_surface, register_ultrasound
 
 __all__ = ["app"]
 

@@ -366,15 +366,19 @@ def search_costs(fixed, weight, moved, inside, reach, side, outside, out):  # ty
                         line[i] = zero
                     for k in range(k0, k1):
                         for j in range(j0, j1):
+                            # Rows of their own: an index that is a sum keeps the loop from being vectorised.
+                            one = fixed[k, j]
+                            two = moved[k + dk, j + dj, di : di + ni]
+                            there = inside[k + dk, j + dj, di : di + ni]
                             if weighted:
+                                counts = weight[k, j]
                                 for i in range(ni):
-                                    e = fixed[k, j, i] - moved[k + dk, j + dj, i + di]
-                                    w = inside[k + dk, j + dj, i + di]
-                                    line[i] += weight[k, j, i] * ((e * e - outside) * w + outside)
+                                    e = one[i] - two[i]
+                                    line[i] += counts[i] * ((e * e - outside) * there[i] + outside)
                             else:
                                 for i in range(ni):
-                                    e = fixed[k, j, i] - moved[k + dk, j + dj, i + di]
-                                    line[i] += (e * e - outside) * inside[k + dk, j + dj, i + di] + outside
+                                    e = one[i] - two[i]
+                                    line[i] += (e * e - outside) * there[i] + outside
                     d = (dk * rows + dj) * width + di
                     for q in range(bi):
                         total = zero
@@ -445,11 +449,17 @@ def nearest_match(costs, displacements, field, tie, out):  # type: ignore[no-unt
     for n in prange(nk * nj):
         k, j = n // nj, n % nj
         best, there = np.full(ni, np.inf, np.float32), np.zeros(ni, np.int32)
+        here = np.empty((3, ni), np.float32)
+        for i in range(ni):
+            for c in range(3):
+                here[c, i] = field[k, j, i, c]
+        along_x, along_y, along_z = here[0], here[1], here[2]
         for d in range(count):
             x, y, z = displacements[d, 0], displacements[d, 1], displacements[d, 2]
+            row = costs[k, j, d]
             for i in range(ni):
-                a, b, c = x - field[k, j, i, 0], y - field[k, j, i, 1], z - field[k, j, i, 2]
-                cost = costs[k, j, d, i] + tie * (a * a + b * b + c * c)
+                a, b, c = x - along_x[i], y - along_y[i], z - along_z[i]
+                cost = row[i] + tie * (a * a + b * b + c * c)
                 if cost < best[i]:
                     best[i] = cost
                     there[i] = d
