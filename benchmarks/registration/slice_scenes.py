@@ -1,9 +1,9 @@
 """Simulated CT fluoroscopy with known truth, from the real CTs: what ``benchmarks/registration/slice.py`` registers.
 
-The slice is looked up with cubic splines in the CT as it was scanned, integrated over a trapezoidal profile, and gets a
-needle (bright shaft, bloom, dark and bright streaks), noise that is correlated as in a reconstruction, photon streaks, a
-gain and an offset, and a circular field of view. The registration sees the CT on 256×256×128 voxels with noise of its
-own, and none of this.
+The slice is looked up with cubic splines in the CT as it was scanned, integrated over a trapezoidal profile, and gets
+a needle (bright shaft, bloom, dark and bright streaks), noise that is correlated as in a reconstruction, photon
+streaks, a gain and an offset, and a circular field of view. The registration sees the CT on 256×256×128 voxels with
+noise of its own, and none of this.
 """
 
 from __future__ import annotations
@@ -174,7 +174,9 @@ def _look_up(body: Patient, ras: Matrix) -> Matrix:
     index = np.linalg.inv(body.grid)
     at = (ras @ index[:3, :3].T + index[:3, 3])[:, ::-1].T
     return np.asarray(
-        map_coordinates(body.coefficients, at, order=3, mode="constant", cval=-1000.0, prefilter=False, output=np.float64)
+        map_coordinates(
+            body.coefficients, at, order=3, mode="constant", cval=-1000.0, prefilter=False, output=np.float64
+        )
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from nav.cli import register_landmarks, register_rigid
+from nav.cli import register_landmarks, register_rigid, register_slice
 
 __all__ = ["app"]
 
@@ -24,3 +24,4 @@ Examples:
 
 app.command("landmarks", help=register_landmarks.HELP)(register_landmarks.landmarks)
 app.command("rigid", help=register_rigid.HELP)(register_rigid.rigid)
+app.command("slice", help=register_slice.HELP)(register_slice.slices)

@@ -6,6 +6,7 @@ Pixels of metal (a needle) and around it, and of the padding outside a circular 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ from nav.registration import slice_kernels as kernels
 from nav.registration.pyramid import Level
 from nav.registration.verdict import ImageRegistrationError
 
-__all__ = ["METAL_HU", "MOST_SLICES", "SliceImage", "SliceSamples"]
+__all__ = ["BANDS", "METAL_HU", "MOST_SLICES", "SliceImage", "SliceSamples"]
 
 Array = NDArray[np.float64]
 
@@ -31,7 +32,7 @@ LEAST_PIXELS = 500
 #: Samples of a level; more do not move the result.
 MOST_SAMPLES = 60_000
 #: Rows and columns of blocks (their product is `kernels.BLOCKS`).
-_BANDS = 8
+BANDS = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,7 +85,7 @@ class SliceImage:
         array = slices.array
         if array.shape[0] > MOST_SLICES:
             raise ImageRegistrationError(
-                f"the stack has {array.shape[0]} slices, at most {MOST_SLICES} are taken as one; register it as an image"
+                f"the stack has {array.shape[0]} slices, at most {MOST_SLICES} are taken; register it as an image"
             )
         if mask is not None and mask.shape != array.shape:
             raise ImageRegistrationError(
@@ -153,12 +154,12 @@ def _in_blocks(j: NDArray[np.intp], i: NDArray[np.intp]) -> NDArray[np.intp]:
     n = len(j)
     rows, columns = j.astype(np.int16), i.astype(np.int16)  # 16 bits are sorted by radix
     by_row = np.argsort(rows, kind="stable")
-    bounds = [n * (band * _BANDS) // kernels.BLOCKS for band in range(_BANDS + 1)]
-    parts = []
-    for first, last in zip(bounds, bounds[1:], strict=False):
+    bounds = [n * (band * BANDS) // kernels.BLOCKS for band in range(BANDS + 1)]
+    parts: list[NDArray[np.intp]] = []
+    for first, last in pairwise(bounds):
         band = by_row[first:last]
         band = band[np.argsort(columns[band], kind="stable")]
-        for _ in range(_BANDS):
+        for _ in range(BANDS):
             block = len(parts)
             inner = [n * b // kernels.BLOCKS - first for b in (block, block + 1)]
             # Within a block in the order of memory.

@@ -17,6 +17,7 @@ __all__ = [
     "KERNELS",
     "RESULTS",
     "SIDE",
+    "SQUARES",
     "SUMS",
     "block_sums",
     "descend",
@@ -28,10 +29,10 @@ __all__ = [
 #: The samples of the last sums are taken in so many blocks of neighbours: what the error estimate leaves out in turn.
 BLOCKS = 64
 #: Rows and columns of the sums of one block, u uᵀ with u = (six derivatives by the pose, CT value, 1, residual), all
-#: weighted; and behind them the number of samples inside the CT.
+#: weighted; behind them the number of samples inside the CT, and the sum of the squared weights.
 SIDE = 9
-COUNT = SIDE * SIDE
-SUMS = COUNT + 1
+COUNT, SQUARES = SIDE * SIDE, SIDE * SIDE + 1
+SUMS = SQUARES + 1
 #: Results of one descent: correlation, share of samples inside, steps, settled (1) or not (0), scale, offset, weighted
 #: residual variance, mean of the weights.
 RESULTS = 8
@@ -144,7 +145,11 @@ def _sum(points, values, volume, index, scale, offset, robust, first, last, v, w
                 for t in range(inside):
                     total += weight[t] * v[a, t] * v[b, t]
                 out[SIDE * a + b] += total
+        total = zero
+        for t in range(inside):
+            total += weight[t] * weight[t]
         out[COUNT] += inside
+        out[SQUARES] += total
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -195,7 +200,7 @@ def _solve(sums, damping, factor, step):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _turn(pose, step):  # type: ignore[no-untyped-def]
-    """``pose`` (3, 4) followed, in the slice's frame, by a translation and a rotation vector ``step`` (6,), in place."""
+    """``pose`` (3, 4) after a translation and a rotation vector ``step`` (6,) in the slice's frame, in place."""
     for a in range(3):
         pose[a, 3] += pose[a, 0] * step[0] + pose[a, 1] * step[1] + pose[a, 2] * step[2]
     x, y, z = step[3], step[4], step[5]
@@ -312,7 +317,8 @@ def block_sums(points, values, volume, index_from_ras, pose, intensity, out):  #
         _index_of(index_from_ras, pose, index)
         out[block, :] = 0.0
         _sum(points, values, volume, index, np.float32(intensity[0]), np.float32(intensity[1]),
-             np.float32(intensity[2]), n * block // BLOCKS, n * (block + 1) // BLOCKS, v, weight, out[block])  # fmt: skip
+             np.float32(intensity[2]), n * block // BLOCKS, n * (block + 1) // BLOCKS, v,
+             weight, out[block])  # fmt: skip
         _mirror(out[block])
 
 
@@ -324,7 +330,7 @@ def patch_moments(slices, volume, index, side, out):  # type: ignore[no-untyped-
     the slices to those of the volume; ``out`` (patches along k, j, i, 6) float64: pixels, means of slice and CT, their
     variances, their covariance; NaN where more than half of the patch lies outside either.
     """
-    nk, nj, ni = slices.shape
+    _, nj, ni = slices.shape
     mk, mj, mi = volume.shape
     pk, pj, pi = out.shape[0], out.shape[1], out.shape[2]
     for row in prange(pk * pj):

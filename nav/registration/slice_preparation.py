@@ -50,7 +50,12 @@ class SlicePreparation:
 
 
 def prepare_for_slices(
-    ct: Volume, *, thickness_mm: float, normal_ras: ArrayLike, mask: NDArray[np.generic] | None = None
+    ct: Volume,
+    *,
+    thickness_mm: float,
+    normal_ras: ArrayLike,
+    mask: NDArray[np.generic] | None = None,
+    finest_mm: float = FINEST_MM,
 ) -> SlicePreparation:
     """Average ``ct`` over the slice profile and build its pyramid.
 
@@ -64,6 +69,8 @@ def prepare_for_slices(
         Direction of the slices' normal in the CT, RAS; any length and sign.
     mask : (k, j, i), optional
         On the grid of ``ct``: where it is looked at, not 0. None: everywhere.
+    finest_mm : float
+        No level finer than this is used.
 
     Raises
     ------
@@ -87,7 +94,7 @@ def prepare_for_slices(
     averaged = np.empty_like(source)
     kernels.slab_mean(source, offsets, weights, averaged)
     levels = image_pyramid(Volume.of(averaged, ct.ras_from_index), COARSEST_MM)
-    levels = tuple(level for level in levels if level.pitch_mm >= FINEST_MM) or levels[-1:]
+    levels = tuple(level for level in levels if level.pitch_mm >= finest_mm) or levels[-1:]
     if float(np.ptp(levels[-1].volume.array)) == 0.0:
         raise ImageRegistrationError(f"the CT is constant ({levels[-1].volume.array.flat[0]:g} everywhere)")
     if mask is not None:

@@ -2,8 +2,8 @@
 
 As in `nav.registration.rigid_image` the sum of ``(a · CT(T x) + b - slice(x))²`` is made small over the pose T and the
 intensity map (a, b), but the other way about: a slice has no gradient across its plane, so the derivative is the CT's,
-taken at every step where the slice lies (forward composition), and the samples are the slice's pixels. What a needle, its
-streaks and local motion spoil counts little (weight ``1 / (1 + r²/(2σ)²)``, Cauchy's).
+taken at every step where the slice lies (forward composition), and the samples are the slice's pixels. What a needle,
+its streaks and local motion spoil counts little (weight ``1 / (1 + r²/(2σ)²)``, Cauchy's).
 
 Across its plane a slice falls into the wrong place easily, so several starts are taken on the coarsest level and the
 best of them followed. How far the result may be off is taken from leaving out one tile of the slice after the other
@@ -13,8 +13,8 @@ best of them followed. How far the result may be off is taken from leaving out o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,11 +28,19 @@ from nav.registration import slice_kernels as kernels
 from nav.registration.error_distribution import radius_of_share
 from nav.registration.landmarks import point_covariance
 from nav.registration.pyramid import Level
-from nav.registration.slice_image import SliceImage, SliceSamples
+from nav.registration.slice_image import BANDS, SliceImage, SliceSamples
 from nav.registration.slice_preparation import SlicePreparation
 from nav.registration.verdict import ImageRegistrationError, Verdict
 
-__all__ = ["CAPTURE_DEG", "CAPTURE_MM", "KERNELS", "SliceRegistration", "register_slice", "residual_patches"]
+__all__ = [
+    "CAPTURE_DEG",
+    "CAPTURE_MM",
+    "KERNELS",
+    "SliceRegistration",
+    "noise_variance",
+    "register_slice",
+    "residual_patches",
+]
 
 Array = NDArray[np.float64]
 Progress = Callable[[float, str], None]
@@ -53,6 +61,14 @@ STEP_SHARE, LONGEST_STEP = 0.003, 2.0
 ROBUST = 2.0
 #: Standard deviation of the residuals that a level is begun with, HU.
 FIRST_RESIDUAL_HU = 100.0
+#: The slice is looked at in so many pieces: leaving one out after the other says how well the pose is known.
+GROUPS = kernels.BLOCKS // 4
+#: A piece of fewer samples says nothing of its own; how far one may have shifted, mm; and how much more its shift
+#: varies than independent pixels of Gaussian noise would have it.
+LEAST_OF_GROUP, SHIFT_PRIOR_MM, SHIFT_NOISE = 50.0, 5.0, 2.0
+#: A shift below this share of the pitch is taken as it is; above it, coarser levels up to this pitch are asked, and
+#: what the last one says is multiplied by this.
+SHIFT_SHARE, SHIFT_PITCH_MM, SHIFT_FALLS_SHORT = 0.1, 6.0, 1.6
 #: Another pose so far away that explains this share of what the best one explains makes the result ambiguous.
 AMBIGUOUS_MM, AMBIGUOUS_SHARE = 3.0, 0.95
 
@@ -100,6 +116,9 @@ class SliceRegistration:
         Centre of the slices where they were found, CT frame, mm.
     covariance : (6, 6) float64
         Of (translation mm, rotation vector rad) at ``centre_ras``, CT frame: of the pose alone.
+    deformation_mm : float
+        How far the pieces of the slice lie from where the pose takes them, root mean square: what a rigid transform
+        cannot follow.
     second_share : float
         How much of what this pose explains the best pose elsewhere explains; 0 where there is no other.
     second_mm : float
@@ -120,6 +139,7 @@ class SliceRegistration:
     offset: float
     centre_ras: Array
     covariance: Array
+    deformation_mm: float
     second_share: float
     second_mm: float
     verdict: Verdict
@@ -127,12 +147,16 @@ class SliceRegistration:
 
     def covariance_at(self, points_ras: ArrayLike) -> Array:
         """(n, 3, 3) covariance, mm², of where the pose puts what lies at points of the CT, (n, 3) RAS mm."""
+        return np.asarray(self.pose_covariance_at(points_ras) + self.deformation_mm**2 / 3.0 * np.eye(3))
+
+    def pose_covariance_at(self, points_ras: ArrayLike) -> Array:
+        """(n, 3, 3) as `covariance_at`, of the pose alone: without what a rigid transform cannot follow."""
         arms = np.atleast_2d(np.asarray(points_ras, np.float64)) - self.centre_ras
         return np.array([point_covariance(self.covariance, arm) for arm in arms])
 
     def expected_error_mm(self, points_ras: ArrayLike, share: float = 0.95) -> Array:
         """(n,) radius, mm, that holds ``share`` of the errors at points of the CT, (n, 3) RAS mm, in the slice."""
-        dof = float(kernels.BLOCKS - 1)
+        dof = float(GROUPS - 1)
         return np.array([radius_of_share(c, share, dof) for c in self.covariance_at(points_ras)])
 
 
@@ -180,7 +204,7 @@ def register_slice(
     ------
     ImageRegistrationError
         The slices cannot be registered at all: constant, too many, next to nothing known of them, a direction the CT
-        was not prepared for, or nothing of them inside the CT from any start.
+        was not prepared for, nothing of them inside the CT from any start, or too little structure for a pose.
     """
     tell = progress or (lambda _share, _text: None)
     tell(0.0, "slices")
@@ -190,17 +214,18 @@ def register_slice(
     base[:, 3] += base[:, :3] @ image.centre
     found = _starts(base, slices)
     levels = prepared.levels
+    looked: dict[int, SliceSamples] = {}
     second = (0.0, 0.0)
     for n in range(len(levels) - 1, -1, -1):
         tell(1.0 - (n + 1) / (len(levels) + 1), f"at {levels[n].pitch_mm:.1f} mm")
-        samples = image.samples(levels[n])
+        samples = looked[n] = image.samples(levels[n])
         found.results[:, 6] = FIRST_RESIDUAL_HU**2
         _descend(samples, levels[n], found, MOST_STEPS[min(n, len(MOST_STEPS) - 1)])
         found = _distinct(found, samples, SAME_SHARE * levels[n].pitch_mm, FOLLOWED[min(n, len(FOLLOWED) - 1)])
         if found.results[0, 1] * len(samples.values) < 100:
             raise ImageRegistrationError(
-                f"the slices and the CT have nothing in common: {found.results[0, 1]:.1%} of the slices lie inside the CT "
-                "(and its mask); give a start (--init) that brings them together"
+                f"the slices and the CT have nothing in common: {found.results[0, 1]:.1%} of the slices lie inside the "
+                "CT (and its mask); give a start (--init) that brings them together"
             )
         if n == min(1, len(levels) - 1):
             second = _second(samples, levels[n], found)
@@ -213,7 +238,8 @@ def register_slice(
     matrix[:3, :3], matrix[:3, 3] = rotation, pose[:, 3] - rotation @ image.centre
     before = _Poses(base[None].copy(), _fresh(1))
     _descend(samples, levels[0], before, 0)
-    covariance = _jackknife(samples, levels[0], pose, result)
+    robust = 1.0 / (ROBUST**2 * max(float(result[6]), 1e-9))
+    covariance = _jackknife(_blocks(samples, levels[0], pose, result, robust), float(result[4]))
     turn = np.kron(np.eye(2), rotation)
     explained, quiet = _patches(image, prepared, matrix, result)
     registration = SliceRegistration(
@@ -228,6 +254,7 @@ def register_slice(
         float(result[5]),
         pose[:, 3].copy(),
         turn @ covariance @ turn.T,
+        _deformation_mm(looked, levels, pose, result),
         *second,
         Verdict.GOOD,
         (),
@@ -308,27 +335,79 @@ def _second(samples: SliceSamples, level: Level, found: _Poses) -> tuple[float, 
     return (float(second / first), away) if away >= AMBIGUOUS_MM else (0.0, 0.0)
 
 
-def _jackknife(samples: SliceSamples, level: Level, pose: Array, result: Array) -> Array:
-    """(6, 6) covariance of the pose, slices' frame, from leaving out one block of samples after the other."""
-    robust = 1.0 / (ROBUST**2 * max(float(result[6]), 1e-9))
+def _blocks(samples: SliceSamples, level: Level, pose: Array, result: Array, robust: float) -> Array:
+    """(GROUPS, SUMS): the sums at this pose, in pieces of two by two tiles."""
     blocks = np.empty((kernels.BLOCKS, kernels.SUMS))
     kernels.block_sums(
         samples.points, samples.values, level.volume.array, level.volume.index_from_ras, pose,
         np.array([result[4], result[5], robust]), blocks,
     )  # fmt: skip
+    half = BANDS // 2
+    return np.asarray(blocks.reshape(half, 2, half, 2, -1).sum(axis=(1, 3)).reshape(GROUPS, -1))
+
+
+def _jackknife(blocks: Array, scale: float) -> Array:
+    """(6, 6) covariance of the pose, slices' frame, from leaving out one piece of the slice after the other.
+
+    The steps are those of iteratively reweighted least squares, whose Hessian has the weights w where Newton's has the
+    derivative of the influence, ``2 w² - w`` for Cauchy's: a step is that much short of what leaving out does.
+    """
     total = blocks.sum(axis=0)
     used = blocks[blocks[:, kernels.COUNT] > 0]
+    weights, squares = total[kernels.SIDE * 7 + 7], total[kernels.SQUARES]
+    short = weights / max(2.0 * squares - weights, 0.1 * weights)
     systems = (total - used)[:, : kernels.COUNT].reshape(-1, kernels.SIDE, kernels.SIDE)
     # Scaled to a unit diagonal; what the samples do not determine is unknown.
     diagonal = np.sqrt(np.maximum(np.diagonal(systems, axis1=1, axis2=2), 1e-30))[:, :-1]
     hessians = systems[:, :-1, :-1] / (diagonal[:, :, None] * diagonal[:, None, :])
     gradients = systems[:, :-1, -1] / diagonal
-    if len(used) < kernels.BLOCKS // 2 or np.linalg.cond(hessians).max() > 1e8:
-        return np.full((6, 6), np.inf)
-    left = (-np.linalg.solve(hessians, gradients[:, :, None])[:, :, 0] / diagonal)[:, :6] / float(result[4])
+    if len(used) < GROUPS // 2 or np.linalg.cond(hessians).max() > 1e8:
+        raise ImageRegistrationError(
+            "the slices show too little to say where they lie: a shift or tilt changes nothing in them; use a larger "
+            "mask or another slice"
+        )
+    left = (-np.linalg.solve(hessians, gradients[:, :, None])[:, :, 0] / diagonal)[:, :6] * (short / scale)
     away = left - left.mean(axis=0)
     n = len(left)
     return np.asarray((n - 1) / n * away.T @ away)
+
+
+def _deformation_mm(
+    looked: Mapping[int, SliceSamples], levels: Sequence[Level], pose: Array, result: Array
+) -> float:  # fmt: skip
+    """Root mean square of the shifts of the pieces, from the finest level on which they are small against the pitch.
+
+    A shift is known only while it is; what the coarsest level asked says of a larger one falls short.
+    """
+    found = math.inf
+    for n, level in enumerate(levels):
+        if n > 0 and level.pitch_mm > SHIFT_PITCH_MM:
+            break
+        found = _shifts_mm(_blocks(looked[n], level, pose, result, 0.0), float(result[4]))
+        if found < SHIFT_SHARE * level.pitch_mm:
+            return found
+    return found * SHIFT_FALLS_SHORT
+
+
+def _shifts_mm(blocks: Array, scale: float) -> float:
+    """Root mean square of the shifts that bring the pieces of the slice to rest, each on its own, noise taken off."""
+    squares, weights = [], []
+    for block in blocks:
+        s = block[: kernels.COUNT].reshape(kernels.SIDE, kernels.SIDE)
+        if block[kernels.COUNT] < LEAST_OF_GROUP:
+            continue
+        # The prior keeps at rest what nothing in the piece determines.
+        variance = s[8, 8] / s[7, 7]
+        hessian = scale**2 * s[:3, :3] + variance / SHIFT_PRIOR_MM**2 * np.eye(3)
+        spread = np.linalg.inv(hessian)
+        shift = -spread @ (scale * s[:3, 8])
+        known = spread @ (scale**2 * s[:3, :3])
+        noise = variance * float(np.trace(spread @ known))
+        squares.append(float(shift @ shift) - SHIFT_NOISE * noise)
+        weights.append(float(np.trace(known)) / 3.0)
+    if not squares or not sum(weights) > 0.0:
+        return math.inf
+    return math.sqrt(max(float(np.average(squares, weights=weights)), 0.0))
 
 
 def residual_patches(
@@ -349,10 +428,15 @@ def residual_patches(
     _, mean_slice, mean_ct, var_slice, var_ct, both = known.T
     left = (scale * mean_ct + offset - mean_slice) ** 2 + var_slice + scale**2 * var_ct - 2.0 * scale * both
     shows = np.maximum(var_slice, scale**2 * var_ct)
+    return left, shows, noise_variance(values)
+
+
+def noise_variance(values: NDArray[np.float32]) -> float:
+    """HU² of one pixel, (k, j, i) NaN where unknown: from the differences of neighbours, half of which are smaller."""
     steps = np.abs(np.diff(values, axis=2))
     steps = steps[np.isfinite(steps)]
-    noise = (float(np.median(steps)) / 0.954) ** 2 if len(steps) else math.nan  # of one pixel, from its neighbour's too
-    return left, shows, noise
+    # The median of |a - b| is 0.954 standard deviations of either.
+    return (float(np.median(steps)) / 0.954) ** 2 if len(steps) else math.nan
 
 
 def _patches(image: SliceImage, prepared: SlicePreparation, matrix: Array, result: Array) -> tuple[float, float]:
@@ -394,7 +478,9 @@ def _judged(found: SliceRegistration, start: Array, *, settled: bool) -> SliceRe
         (found.quiet, GOOD_QUIET, LEAST_QUIET, "more than noise is left in all but {0:.0%} of the slice's patches"),
     ):
         if share < least:
-            wrong.append(f"{text.format(share)} (least {least:.0%}): another patient, a mirrored slice or a wrong place")
+            wrong.append(
+                f"{text.format(share)} (least {least:.0%}): another patient, a mirrored slice or a wrong place"
+            )
         elif share < good:
             doubts.append(f"{text.format(share)} (good from {good:.0%}): something has moved or is new")
     if found.second_share > AMBIGUOUS_SHARE:
@@ -402,7 +488,7 @@ def _judged(found: SliceRegistration, start: Array, *, settled: bool) -> SliceRe
             f"a pose {found.second_mm:.0f} mm away explains {found.second_share:.0%} of what this one does (good up to "
             f"{AMBIGUOUS_SHARE:.0%}): start nearer or take more slices"
         )
-    error = float(found.expected_error_mm(found.centre_ras)[0]) if np.isfinite(found.covariance).all() else math.inf
+    error = float(found.expected_error_mm(found.centre_ras)[0])
     if not error <= GOOD_ERROR_MM:
         doubts.append(f"the pose is known to {error:.1f} mm only (good up to {GOOD_ERROR_MM:g} mm): take more slices")
     verdict, reasons = Verdict.GOOD, tuple(doubts)
@@ -413,5 +499,4 @@ def _judged(found: SliceRegistration, start: Array, *, settled: bool) -> SliceRe
         reasons = (f"not settled after {MOST_STEPS[0]} steps on the finest level", *doubts)
     elif doubts:
         verdict = Verdict.DOUBTFUL
-    fields = {name: getattr(found, name) for name in SliceRegistration.__dataclass_fields__}
-    return SliceRegistration(**(fields | {"verdict": verdict, "reasons": reasons}))
+    return replace(found, verdict=verdict, reasons=reasons)
