@@ -11,7 +11,7 @@ from numba import njit, prange
 
 from nav.geometry.kernels import KernelSpec
 
-__all__ = ["KERNELS", "TILE_SUMS", "displacement_costs", "tile_sums"]
+__all__ = ["KERNELS", "TILE_SUMS", "bump_costs", "tile_sums"]
 
 #: Sums of one tile: the right side of the Hessian by the displacement (xx xy xz yy yz zz), the gradient (3), the
 #: squared residual, and the weights; all weighted.
@@ -30,51 +30,47 @@ def _trilinear(image, i, j, k, fi, fj, fk):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, parallel=True, error_model="numpy", fastmath={"nsz", "arcp", "contract", "reassoc"})
-def displacement_costs(slices, volume, index, steps, tile, scale, offset, most, out, counts):  # type: ignore[no-untyped-def]
-    """Sum over a tile of ``min((scale · volume(x + step) + offset - slice)², most)``, for every tile and step.
+def bump_costs(slices, volume, index, bump, steps, scale, offset, most, out):  # type: ignore[no-untyped-def]
+    """Sum over the pixels of ``min((scale · volume(x + bump · step) + offset - slice)², most)``, for every step.
 
     ``slices`` (k, j, i) float32, NaN: unknown; ``volume`` likewise; ``index`` (3, 4) float32 takes indices (i, j, k) of
-    the slices to those of the volume; ``steps`` (d, 3) float32 (i, j, k) voxels of the volume; tiles are ``tile``
-    pixels wide, all slices of a stack in one. ``out`` (tiles j, tiles i, d) float32: a step that leaves the volume
-    costs the most; ``counts`` (tiles j, tiles i) float32: known pixels.
+    the slices to those of the volume; ``bump`` (j, i) float32: share of a step that a pixel is moved by; ``steps``
+    (d, 3) float32 (i, j, k) voxels of the volume; ``out`` (d,) float64: pixels that leave the volume cost the most.
     """
     nk, nj, ni = slices.shape
     mk, mj, mi = volume.shape
-    tj, ti = counts.shape
-    for row in prange(tj):
-        for column in range(ti):
-            for d in range(steps.shape[0]):
-                out[row, column, d] = 0.0
-            count = 0
-            for k in range(nk):
-                for j in range(row * tile, min((row + 1) * tile, nj)):
-                    for i in range(column * tile, min((column + 1) * tile, ni)):
-                        f = slices[k, j, i]
-                        if not np.isfinite(f):
-                            continue
-                        count += 1
-                        x0 = index[0, 0] * i + index[0, 1] * j + index[0, 2] * k + index[0, 3]
-                        y0 = index[1, 0] * i + index[1, 1] * j + index[1, 2] * k + index[1, 3]
-                        z0 = index[2, 0] * i + index[2, 1] * j + index[2, 2] * k + index[2, 3]
-                        for d in range(steps.shape[0]):
-                            x, y, z = x0 + steps[d, 0], y0 + steps[d, 1], z0 + steps[d, 2]
-                            cost = most
-                            if x >= 0.0 and y >= 0.0 and z >= 0.0 and x < mi - 1 and y < mj - 1 and z < mk - 1:
-                                a, b, c = int(x), int(y), int(z)
-                                m = _trilinear(volume, a, b, c, np.float32(x - a), np.float32(y - b), np.float32(z - c))
-                                r = scale * m + offset - f
-                                if r * r < most:  # NaN costs the most
-                                    cost = r * r
-                            out[row, column, d] += cost
-            counts[row, column] = count
+    for d in prange(steps.shape[0]):
+        total = 0.0
+        for k in range(nk):
+            for j in range(nj):
+                row = np.float32(0.0)
+                for i in range(ni):
+                    f = slices[k, j, i]
+                    if not np.isfinite(f):
+                        continue
+                    b = bump[j, i]
+                    x = index[0, 0] * i + index[0, 1] * j + index[0, 2] * k + index[0, 3] + b * steps[d, 0]
+                    y = index[1, 0] * i + index[1, 1] * j + index[1, 2] * k + index[1, 3] + b * steps[d, 1]
+                    z = index[2, 0] * i + index[2, 1] * j + index[2, 2] * k + index[2, 3] + b * steps[d, 2]
+                    cost = most
+                    if x >= 0.0 and y >= 0.0 and z >= 0.0 and x < mi - 1 and y < mj - 1 and z < mk - 1:
+                        a, b_, c = int(x), int(y), int(z)
+                        m = _trilinear(volume, a, b_, c, np.float32(x - a), np.float32(y - b_), np.float32(z - c))
+                        r = scale * m + offset - f
+                        if r * r < most:  # NaN costs the most
+                            cost = r * r
+                    row += cost
+                total += row
+        out[d] = total
 
 
 @njit(nogil=True, cache=True, parallel=True, error_model="numpy", fastmath={"nsz", "arcp", "contract", "reassoc"})
 def tile_sums(slices, volume, index, turn, displacement, tile, scale, offset, robust, out):  # type: ignore[no-untyped-def]
     """Sums of one Gauss-Newton step of ``scale · volume(x + u) + offset - slice`` by the displacement u, per tile.
 
-    ``slices``, ``volume``, ``index`` and ``tile`` as in `displacement_costs`; ``turn`` (3, 3) float32 takes mm in space
-    to voxels of the volume; ``displacement`` (j, i, 3) float32 mm in space, of every pixel of the slices; ``robust``:
+    ``slices``, ``volume`` and ``index`` as in `bump_costs`; tiles are ``tile`` pixels wide, all slices of a stack in
+    one; ``turn`` (3, 3) float32 takes mm in space to voxels of the volume; ``displacement`` (j, i, 3) float32 mm in
+    space, of every pixel of the slices; ``robust``:
     1 / squared residual that counts half (0: all count the same); ``out`` (tiles j, tiles i, TILE_SUMS) float64.
     """
     nk, nj, ni = slices.shape
@@ -143,10 +139,10 @@ _IMAGE = "Array(float32, 3, 'C', readonly=True)"
 KERNELS = (
     KernelSpec(
         "slice: displacements",
-        displacement_costs,
+        bump_costs,
         (
-            f"float32[:, :, ::1], {_IMAGE}, float32[:, ::1], float32[:, ::1], int64, float32, float32, float32, "
-            "float32[:, :, ::1], float32[:, ::1]",
+            f"float32[:, :, ::1], {_IMAGE}, float32[:, ::1], float32[:, ::1], float32[:, ::1], float32, float32, "
+            "float32, float64[::1]",
         ),
     ),
     KernelSpec(

@@ -2,15 +2,15 @@
 
 The slice's points x are taken to ``T x + u(x)``: u is a cubic B-spline in the plane of the slice, with three
 components, in a square around the needle, and fades to zero at its border. A needle moves tissue by more than the pitch
-of any level, and across the plane too; so first every displacement within ±12 mm is tried around every node, and a
-smooth field is found among the costs by alternating between the best displacement near the field and the mean of
-neighbours (after Heinrich, Papież, Schnabel, Handels, "Non-parametric discrete registration with convex optimisation",
-WBIR 2014). Gauss-Newton on the B-spline's coefficients follows, with the weights of the rigid registration, a penalty
-on bending and the prior that displacements are some mm long; from the field found and from none, and the better of both
-is kept.
+of any level, and across the plane too; so first smooth bumps around the needle are tried, of every length within
+±12 mm along each axis and of two widths. From the best of them, and from none, Gauss-Newton on the B-spline's
+coefficients follows, with the weights of the rigid registration; the prior is a Gaussian process with displacements of
+some mm that are alike over some cm (as in Lüthi, Gerig, Jud, Vetter, "Gaussian process morphable models", IEEE TPAMI
+40:1860, 2018). What explains the slice best is kept.
 
 What is left unknown is the inverse of the Hessian with that prior: near structure the data decide, away from it the
-prior says how far tissue may have moved. What the rigid pose leaves unknown is added.
+prior says how far tissue may have moved. It is widened by what was measured, and what the rigid pose leaves unknown is
+added.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import cho_factor, cho_solve
-from scipy.ndimage import distance_transform_edt, gaussian_filter
+from scipy.ndimage import distance_transform_edt
 
 from nav.geometry.kernels import KernelSpec
 from nav.geometry.volume import Volume
@@ -50,21 +50,21 @@ KERNELS: tuple[KernelSpec, ...] = (*RIGID_KERNELS, *kernels.KERNELS)
 
 #: The square has so many nodes along each side, so far apart: 56 mm to either side of its middle, and 28 mm of fading.
 NODES, NODE_MM = 9, 14.0
-#: The search: how far along each axis, in what steps, on the coarsest level at most so coarse.
-REACH_MM, SEARCH_STEP_MM, SEARCH_PITCH_MM = 12.0, 3.0, 3.0
-#: Pixels are summed in tiles so wide; a node looks at the tiles around it with a Gaussian of this sigma.
-TILE_MM, WINDOW_MM = 5.0, 9.0
+#: The search: how far along each axis, in what steps, on the coarsest level at most so coarse; widths (sigma) of bumps.
+REACH_MM, SEARCH_STEP_MM, SEARCH_PITCH_MM, BUMPS_MM = 12.0, 3.0, 3.0, (20.0, 30.0)
 #: A residual of so many standard deviations costs no more in the search.
 SEARCH_CUT = 3.0
-#: How strongly a node is drawn to the smooth field, per mm², round by round.
-DRAWN = (0.0, 0.01, 0.05, 0.2, 0.5)
-#: Neighbouring nodes are averaged with this sigma, in nodes.
-SMOOTHED = 1.0
-#: Displacements are typically so long, mm, and their second derivative so large, 1/mm: tissue that gives way by 10 mm
-#: over a width of 25 mm bends by 0.016 where it bends most.
-PRIOR_MM, BENDING_PER_MM = 8.0, 0.008
+#: So many bumps are followed, that far apart from each other and from none.
+STARTS, APART_MM = 3, 4.0
+#: Displacements in the prior: how long, how far they are alike (sigma), and how much each coefficient is its own, mm.
+PRIOR_MM, PRIOR_WIDTH_MM, ROUGH_MM = 6.0, 32.0, 0.1
+#: Pixels are summed in tiles so wide, mm.
+TILE_MM = 5.0
 #: Neighbouring pixels and what the model leaves out are not independent: an area of so many mm² counts as one fact.
-FACT_MM2 = 12.0
+FACT_MM2 = 25.0
+#: The inverse Hessian knows of one minimum only, and the best is not always the right one: at the tip of a needle that
+#: has moved tissue by 10 mm, errors reached 2.2 times the radius it gives for 95 %.
+WIDER = 2.2
 #: A step below this is the last; an expected error, mm at 95 %, above which the displacement is not known well.
 SETTLED_MM, GOOD_DEFORMED_MM = 0.2, 4.0
 #: Gauss-Newton steps on each level, from the finest, and the residual, in standard deviations, that counts half.
@@ -209,13 +209,12 @@ def deform_slice(
     search = max((v for v in prepared.levels if v.pitch_mm <= SEARCH_PITCH_MM), default=prepared.levels[0],
                  key=lambda level: level.pitch_mm)  # fmt: skip
     look = _look(image, search, rigid.transform.matrix, field)
-    zero = np.zeros((NODES**2, 3))
     variance = _variance(look, rigid)
-    found = _search(look, slices, rigid, variance)
+    starts = _starts(look, slices, rigid, variance)
     tell(0.5, "refinement")
     penalty = _penalty()
     fine = [level for level in prepared.levels if level.pitch_mm <= search.pitch_mm][: len(STEPS)]
-    fits = [_Fit(start, variance) for start in (found, zero)]
+    fits = [_Fit(start, variance) for start in starts]
     for fit in fits:
         for _ in range(STEPS[len(fine) - 1]):
             _step(look, fit, rigid, penalty)
@@ -225,7 +224,7 @@ def deform_slice(
         for _ in range(STEPS[n]):
             _step(look, best, rigid, penalty)
     tell(0.9, "quality")
-    covariance = np.asarray(np.linalg.inv(_system(look, best, rigid, penalty)[0]), np.float64)
+    covariance = WIDER**2 * np.asarray(np.linalg.inv(_system(look, best, rigid, penalty)[0]), np.float64)
     return _finished(look, field, best, rigid, covariance)
 
 
@@ -244,7 +243,7 @@ class _Look:
     columns: Array
     tile_rows: Array
     tile_columns: Array
-    tile_at: tuple[Array, Array]
+    pixel_at: tuple[Array, Array]
 
 
 def _look(image: SliceImage, level: Level, matrix: Array, field: _Field) -> _Look:
@@ -275,7 +274,7 @@ def _look(image: SliceImage, level: Level, matrix: Array, field: _Field) -> _Loo
     return _Look(
         level, values, np.ascontiguousarray(index[:3], np.float32),
         np.ascontiguousarray(level.volume.index_from_ras[:3, :3], np.float32), float(spacing.mean()), tile, tiles,
-        _bspline(at_j), _bspline(at_i), _bspline(middle_j), _bspline(middle_i), (middle_j, middle_i),
+        _bspline(at_j), _bspline(at_i), _bspline(middle_j), _bspline(middle_i), (at_j, at_i),
     )  # fmt: skip
 
 
@@ -310,63 +309,48 @@ def _variance(look: _Look, rigid: SliceRegistration) -> float:
     return max(float(np.median(sums[..., 9][known] / sums[..., 10][known])), 1.0)
 
 
-def _search(look: _Look, slices: Volume, rigid: SliceRegistration, variance: float) -> Array:
-    """(NODES², 3) coefficients of a smooth field of displacements that cost little."""
+def _starts(look: _Look, slices: Volume, rigid: SliceRegistration, variance: float) -> list[Array]:
+    """Coefficients (NODES², 3) to start from: no displacement, and bumps around the middle that cost little."""
     axes = rigid.transform.rotation @ (slices.ras_from_index[:3, :3] / slices.spacing_mm)
     count = round(REACH_MM / SEARCH_STEP_MM)
     line = np.arange(-count, count + 1) * SEARCH_STEP_MM
-    local = np.stack(np.meshgrid(line, line, line, indexing="ij"), axis=-1).reshape(-1, 3)
-    steps = local @ axes.T
-    costs = np.empty((*look.tiles, len(steps)), np.float32)
-    counts = np.empty(look.tiles, np.float32)
-    kernels.displacement_costs(
-        look.values, look.level.volume.array, look.index, np.ascontiguousarray(steps @ look.turn.T, np.float32),
-        look.tile, np.float32(rigid.scale), np.float32(rigid.offset), np.float32(SEARCH_CUT**2 * variance), costs,
-        counts,
-    )  # fmt: skip
-    windows = [
-        np.exp(-0.5 * ((at[None] - np.arange(NODES)[:, None]) * NODE_MM / WINDOW_MM) ** 2).astype(np.float32)
-        for at in look.tile_at
-    ]
-    at_nodes = np.tensordot(windows[0], costs, (1, 0))
-    at_nodes = np.einsum("bt,atd->abd", windows[1], at_nodes, optimize=True)
-    at_nodes *= look.pixel_mm**2 / FACT_MM2 / (2.0 * variance)
-    squares = (local**2).sum(axis=1)
-    at_nodes = at_nodes + 0.5 * squares / PRIOR_MM**2
-    # What a node is sure of counts in the mean of its neighbours.
-    sure = at_nodes.mean(axis=2) - at_nodes.min(axis=2)
-    sure = sure / (sure.mean() + 1e-9) + 0.02
-    smooth = np.zeros((NODES, NODES, 3))
-    for drawn in DRAWN:
-        total = at_nodes + drawn * (squares - 2.0 * smooth @ local.T)
-        best = local[np.argmin(total, axis=2)]
-        weight = gaussian_filter(sure, SMOOTHED, mode="constant")
-        smooth = np.stack(
-            [gaussian_filter(sure * best[..., c], SMOOTHED, mode="constant") / weight for c in range(3)], axis=-1
-        )
-    # The B-spline through the nodes' displacements.
-    through = _bspline(np.arange(NODES, dtype=np.float64))
-    inverse = np.linalg.inv(through)
-    return np.asarray(np.einsum("ab,cd,bdx->acx", inverse, inverse, smooth @ axes.T, optimize=True).reshape(-1, 3))
+    steps = np.stack(np.meshgrid(line, line, line, indexing="ij"), axis=-1).reshape(-1, 3) @ axes.T
+    prior = 0.5 * (steps**2).sum(axis=1) / PRIOR_MM**2
+    middle = 0.5 * (NODES - 1) * NODE_MM
+    nodes = np.arange(NODES) * NODE_MM - middle
+    through = np.linalg.inv(_bspline(np.arange(NODES, dtype=np.float64)))
+    bumps, energies = [], []
+    for width in BUMPS_MM:
+        rows, columns = (np.exp(-0.5 * ((at * NODE_MM - middle) / width) ** 2) for at in look.pixel_at)
+        out = np.empty(len(steps))
+        kernels.bump_costs(
+            look.values, look.level.volume.array, look.index, np.outer(rows, columns).astype(np.float32),
+            np.ascontiguousarray(steps @ look.turn.T, np.float32), np.float32(rigid.scale), np.float32(rigid.offset),
+            np.float32(SEARCH_CUT**2 * variance), out,
+        )  # fmt: skip
+        energies.append(0.5 * out * look.pixel_mm**2 / FACT_MM2 / variance + prior)
+        # The B-spline that has the bump's values at the nodes.
+        values = through @ np.exp(-0.5 * (nodes / width) ** 2)
+        bumps.append(np.outer(values, values).ravel())
+    order = np.argsort(np.concatenate(energies), kind="stable")
+    chosen: list[Array] = [np.zeros(3)]
+    starts = [np.zeros((NODES**2, 3))]
+    for n in order:
+        width, step = divmod(int(n), len(steps))
+        if all(float(np.linalg.norm(steps[step] - other)) > APART_MM for other in chosen):
+            chosen.append(steps[step])
+            starts.append(np.outer(bumps[width], steps[step]))
+        if len(starts) > STARTS:
+            break
+    return starts
 
 
 def _penalty() -> Array:
-    """(NODES² · 3, NODES² · 3): minus the logarithm of the prior, twice, as a form of the coefficients.
-
-    Bending energy by differences of coefficients, those outside the square 0, and the values' own length.
-    """
-    grown = np.eye(NODES + 4, NODES, -2)
-    second = np.diff(grown, 2, axis=0) / NODE_MM**2
-    first = np.diff(grown, 1, axis=0) / NODE_MM
-    plain = np.eye(NODES)
-    bending = (
-        np.kron(second.T @ second, plain)
-        + np.kron(plain, second.T @ second)
-        + 2.0 * np.kron(first.T @ first, first.T @ first)
-    )
-    one = bending / BENDING_PER_MM**2 + np.eye(NODES**2) / PRIOR_MM**2
-    # Neighbouring coefficients move together: so many of them are one fact.
-    return np.asarray(np.kron(one, np.eye(3)) / 4.0)
+    """(NODES² · 3, NODES² · 3): inverse covariance of the coefficients in the prior."""
+    at = np.stack(np.meshgrid(*[np.arange(NODES) * NODE_MM] * 2, indexing="ij"), axis=-1).reshape(-1, 2)
+    far = ((at[:, None] - at[None]) ** 2).sum(axis=-1)
+    covariance = PRIOR_MM**2 * np.exp(-0.5 * far / PRIOR_WIDTH_MM**2) + ROUGH_MM**2 * np.eye(NODES**2)
+    return np.asarray(np.kron(np.linalg.inv(covariance), np.eye(3)))
 
 
 #: Where the Hessian's six sums stand.

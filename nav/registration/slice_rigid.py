@@ -13,7 +13,7 @@ best of them followed. How far the result may be off is taken from leaving out o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -66,9 +66,6 @@ GROUPS = kernels.BLOCKS // 4
 #: A piece of fewer samples says nothing of its own; how far one may have shifted, mm; and how much more its shift
 #: varies than independent pixels of Gaussian noise would have it.
 LEAST_OF_GROUP, SHIFT_PRIOR_MM, SHIFT_NOISE = 50.0, 5.0, 2.0
-#: A shift below this share of the pitch is taken as it is; above it, coarser levels up to this pitch are asked, and
-#: what the last one says is multiplied by this.
-SHIFT_SHARE, SHIFT_PITCH_MM, SHIFT_FALLS_SHORT = 0.1, 6.0, 1.6
 #: Another pose so far away that explains this share of what the best one explains makes the result ambiguous.
 AMBIGUOUS_MM, AMBIGUOUS_SHARE = 3.0, 0.95
 
@@ -214,11 +211,10 @@ def register_slice(
     base[:, 3] += base[:, :3] @ image.centre
     found = _starts(base, slices)
     levels = prepared.levels
-    looked: dict[int, SliceSamples] = {}
     second = (0.0, 0.0)
     for n in range(len(levels) - 1, -1, -1):
         tell(1.0 - (n + 1) / (len(levels) + 1), f"at {levels[n].pitch_mm:.1f} mm")
-        samples = looked[n] = image.samples(levels[n])
+        samples = image.samples(levels[n])
         found.results[:, 6] = FIRST_RESIDUAL_HU**2
         _descend(samples, levels[n], found, MOST_STEPS[min(n, len(MOST_STEPS) - 1)])
         found = _distinct(found, samples, SAME_SHARE * levels[n].pitch_mm, FOLLOWED[min(n, len(FOLLOWED) - 1)])
@@ -239,7 +235,8 @@ def register_slice(
     before = _Poses(base[None].copy(), _fresh(1))
     _descend(samples, levels[0], before, 0)
     robust = 1.0 / (ROBUST**2 * max(float(result[6]), 1e-9))
-    covariance = _jackknife(_blocks(samples, levels[0], pose, result, robust), float(result[4]))
+    blocks = _blocks(samples, levels[0], pose, result, robust)
+    covariance = _jackknife(blocks, float(result[4]))
     turn = np.kron(np.eye(2), rotation)
     explained, quiet = _patches(image, prepared, matrix, result)
     registration = SliceRegistration(
@@ -254,7 +251,7 @@ def register_slice(
         float(result[5]),
         pose[:, 3].copy(),
         turn @ covariance @ turn.T,
-        _deformation_mm(looked, levels, pose, result),
+        _shifts_mm(blocks, float(result[4])),
         *second,
         Verdict.GOOD,
         (),
@@ -370,23 +367,6 @@ def _jackknife(blocks: Array, scale: float) -> Array:
     away = left - left.mean(axis=0)
     n = len(left)
     return np.asarray((n - 1) / n * away.T @ away)
-
-
-def _deformation_mm(
-    looked: Mapping[int, SliceSamples], levels: Sequence[Level], pose: Array, result: Array
-) -> float:  # fmt: skip
-    """Root mean square of the shifts of the pieces, from the finest level on which they are small against the pitch.
-
-    A shift is known only while it is; what the coarsest level asked says of a larger one falls short.
-    """
-    found = math.inf
-    for n, level in enumerate(levels):
-        if n > 0 and level.pitch_mm > SHIFT_PITCH_MM:
-            break
-        found = _shifts_mm(_blocks(looked[n], level, pose, result, 0.0), float(result[4]))
-        if found < SHIFT_SHARE * level.pitch_mm:
-            return found
-    return found * SHIFT_FALLS_SHORT
 
 
 def _shifts_mm(blocks: Array, scale: float) -> float:
