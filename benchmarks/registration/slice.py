@@ -74,6 +74,8 @@ def by_simpleitk(this: Scene, moving: Any) -> Matrix:
     method.SetMetricFixedMask(mask)
     method.SetMetricSamplingStrategy(method.RANDOM)
     method.SetMetricSamplingPercentage(0.5, 1)
+    method.MetricUseMovingImageGradientFilterOff()  # filtering all of the CT takes seconds
+    method.MetricUseFixedImageGradientFilterOff()
     method.SetShrinkFactorsPerLevel([4, 2])
     method.SetSmoothingSigmasPerLevel([0.0, 0.0])  # a single slice cannot be smoothed in three dimensions
     method.SetOptimizerAsRegularStepGradientDescent(2.0, 1e-3, 100)
