@@ -43,7 +43,6 @@ def bump_costs(slices, volume, index, bump, steps, scale, offset, most, out):  #
         total = 0.0
         for k in range(nk):
             for j in range(nj):
-                row = np.float32(0.0)
                 for i in range(ni):
                     f = slices[k, j, i]
                     if not np.isfinite(f):
@@ -59,8 +58,7 @@ def bump_costs(slices, volume, index, bump, steps, scale, offset, most, out):  #
                         r = scale * m + offset - f
                         if r * r < most:  # NaN costs the most
                             cost = r * r
-                    row += cost
-                total += row
+                    total += cost
         out[d] = total
 
 
