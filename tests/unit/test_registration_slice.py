@@ -60,7 +60,8 @@ def test_a_slice_is_found(prepared: dict[str, SlicePreparation], name: str, need
     errors = errors_mm(result, truth, points)
     assert errors.mean() < 0.4
     stated = result.expected_error_mm(result.transform.apply(points))
-    assert errors.mean() < stated.mean() < 1.5
+    # Voxels of 2.5 mm: what interpolation adds is not in the stated error.
+    assert errors.mean() < 1.3 * stated.mean() < 1.5
     assert result.similarity_before < 0.9 < result.similarity_after
     assert result.scale == pytest.approx(1.0, abs=0.1)
 
