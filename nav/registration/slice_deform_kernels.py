@@ -11,6 +11,8 @@ from numba import njit, prange
 
 from nav.geometry.kernels import KernelSpec
 
+# Numba's isfinite subtracts a number from itself, which `reassoc` makes 0: NaN is found by ``x != x`` here.
+
 __all__ = ["KERNELS", "TILE_SUMS", "bump_costs", "tile_sums"]
 
 #: Sums of one tile: the right side of the Hessian by the displacement (xx xy xz yy yz zz), the gradient (3), the
@@ -45,7 +47,7 @@ def bump_costs(slices, volume, index, bump, steps, scale, offset, most, out):  #
             for j in range(nj):
                 for i in range(ni):
                     f = slices[k, j, i]
-                    if not np.isfinite(f):
+                    if f != f:
                         continue
                     b = bump[j, i]
                     x = index[0, 0] * i + index[0, 1] * j + index[0, 2] * k + index[0, 3] + b * steps[d, 0]
@@ -83,7 +85,7 @@ def tile_sums(slices, volume, index, turn, displacement, tile, scale, offset, ro
                 for j in range(row * tile, min((row + 1) * tile, nj)):
                     for i in range(column * tile, min((column + 1) * tile, ni)):
                         f = slices[k, j, i]
-                        if not np.isfinite(f):
+                        if f != f:
                             continue
                         ux, uy, uz = displacement[j, i, 0], displacement[j, i, 1], displacement[j, i, 2]
                         x = index[0, 0] * i + index[0, 1] * j + index[0, 2] * k + index[0, 3]
@@ -107,7 +109,7 @@ def tile_sums(slices, volume, index, turn, displacement, tile, scale, offset, ro
                         b0 = a00 + (a01 - a00) * fj
                         b1 = a10 + (a11 - a10) * fj
                         m = b0 + (b1 - b0) * fk
-                        if not np.isfinite(m):
+                        if m != m:
                             continue
                         gk = b1 - b0
                         gj = (a01 - a00) + ((a11 - a10) - (a01 - a00)) * fk

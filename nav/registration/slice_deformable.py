@@ -67,8 +67,9 @@ FACT_MM2 = 25.0
 WIDER = 2.2
 #: A step below this is the last; an expected error, mm at 95 %, above which the displacement is not known well.
 SETTLED_MM, GOOD_DEFORMED_MM = 0.2, 4.0
-#: Gauss-Newton steps on each level, from the finest, and the residual, in standard deviations, that counts half.
-STEPS, ROBUST = (3, 5), 2.0
+#: Levels from the finest, at most so many Gauss-Newton steps on each, and the residual, in standard deviations, that
+#: counts half.
+LEVELS, MOST_STEPS, ROBUST = 2, 10, 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -213,16 +214,14 @@ def deform_slice(
     starts = _starts(look, slices, rigid, variance)
     tell(0.5, "refinement")
     penalty = _penalty()
-    fine = [level for level in prepared.levels if level.pitch_mm <= search.pitch_mm][: len(STEPS)]
+    fine = [level for level in prepared.levels if level.pitch_mm <= search.pitch_mm][:LEVELS]
     fits = [_Fit(start, variance) for start in starts]
     for fit in fits:
-        for _ in range(STEPS[len(fine) - 1]):
-            _step(look, fit, rigid, penalty)
+        _descend(look, fit, rigid, penalty)
     best = min(fits, key=lambda fit: _energy(look, fit, rigid, penalty, min(f.variance for f in fits)))
     for n in range(len(fine) - 2, -1, -1):
         look = _look(image, fine[n], rigid.transform.matrix, field)
-        for _ in range(STEPS[n]):
-            _step(look, best, rigid, penalty)
+        _descend(look, best, rigid, penalty)
     tell(0.9, "quality")
     covariance = WIDER**2 * np.asarray(np.linalg.inv(_system(look, best, rigid, penalty)[0]), np.float64)
     return _finished(look, field, best, rigid, covariance)
@@ -372,6 +371,14 @@ def _system(look: _Look, fit: _Fit, rigid: SliceRegistration, penalty: Array) ->
     size = 3 * NODES**2
     gradient = np.einsum("ta,tsc,sb->abc", look.tile_rows, sums[..., 6:9], look.tile_columns, optimize=True).ravel()
     return hessian.reshape(size, size) + penalty, gradient + penalty @ fit.coefficients.ravel(), variance
+
+
+def _descend(look: _Look, fit: _Fit, rigid: SliceRegistration, penalty: Array) -> None:
+    """Steps on one level until they become small."""
+    for _ in range(MOST_STEPS):
+        _step(look, fit, rigid, penalty)
+        if fit.settled:
+            return
 
 
 def _step(look: _Look, fit: _Fit, rigid: SliceRegistration, penalty: Array) -> None:

@@ -11,6 +11,8 @@ from numba import njit, prange
 
 from nav.geometry.kernels import KernelSpec
 
+# Numba's isfinite subtracts a number from itself, which `reassoc` makes 0: NaN is found by ``x != x`` here.
+
 __all__ = [
     "BLOCKS",
     "COUNT",
@@ -118,7 +120,7 @@ def _sum(points, values, volume, index, scale, offset, robust, first, last, v, w
             b0 = a00 + (a01 - a00) * fj
             b1 = a10 + (a11 - a10) * fj
             m = b0 + (b1 - b0) * fk
-            if not np.isfinite(m):
+            if m != m:
                 continue
             gk = b1 - b0
             gj = (a01 - a00) + ((a11 - a10) - (a01 - a00)) * fk
@@ -341,7 +343,7 @@ def patch_moments(slices, volume, index, side, out):  # type: ignore[no-untyped-
             for j in range((row % pj) * side, min((row % pj + 1) * side, nj)):
                 for i in range(column * side, min((column + 1) * side, ni)):
                     f = np.float64(slices[k, j, i])
-                    if not np.isfinite(f):
+                    if f != f:
                         continue
                     x = index[0, 0] * i + index[0, 1] * j + index[0, 2] * k + index[0, 3]
                     y = index[1, 0] * i + index[1, 1] * j + index[1, 2] * k + index[1, 3]
@@ -356,7 +358,7 @@ def patch_moments(slices, volume, index, side, out):  # type: ignore[no-untyped-
                             for da in range(2):
                                 w = (fx if da else 1.0 - fx) * (fy if db else 1.0 - fy) * (fz if dc else 1.0 - fz)
                                 m += w * volume[c + dc, b + db, a + da]
-                    if not np.isfinite(m):
+                    if m != m:
                         continue
                     n += 1
                     sf += f

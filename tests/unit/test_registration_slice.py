@@ -145,9 +145,9 @@ def test_local_motion_is_followed(prepared: dict[str, SlicePreparation], peak: l
     before = np.linalg.norm(rigid.transform.apply(near) - wanted, axis=1)
     after = np.linalg.norm(deformed.to_ct(near) - wanted, axis=1)
     assert before.mean() > 4.0
-    assert after.mean() < 0.3 * before.mean()
+    assert after.mean() < 0.4 * before.mean()
     assert (after <= deformed.expected_error_mm(near)).mean() > 0.7
-    assert deformed.quiet > deformed.quiet_before
+    assert deformed.quiet >= deformed.quiet_before
     assert deformed.folded_fraction == 0.0
     assert 0.3 < deformed.jacobian_min < 1.0 < deformed.jacobian_max
     # Far from the needle nothing moves.
