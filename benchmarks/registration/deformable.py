@@ -182,8 +182,8 @@ class Case:
         return np.asarray(np.linalg.norm(displacement_at(self.points) - self.field[tuple(index.T)], axis=1))
 
 
-def organ_of(name: str, ct: Volume) -> NDArray[np.bool_] | None:
-    """The liver of ct_liver on the grid of ``ct``."""
+def organ_of(name: str) -> NDArray[np.bool_] | None:
+    """The liver of ct_liver on the voxels of `SHAPE`."""
     if name != "ct_liver":
         return None
     labels = read_image_file(DATA / "ct_liver" / "labels.nrrd", ValueError)  # type: ignore[type-var]
@@ -197,7 +197,7 @@ def abdomen(cases: int) -> dict[str, Any]:
                                   "folded": [], "jacobian_min": [], "good": [], "initial": []}  # fmt: skip
     for name, path in SOURCES.items():
         ct = body(path)
-        organ = organ_of(name, ct)
+        organ = organ_of(name)
         for n in range(-(-cases // 2)):
             for contrast in (False, True):
                 rng = np.random.default_rng(1000 * n + sum(name.encode()))
@@ -354,7 +354,7 @@ def peers() -> dict[str, Any]:
     fixed, moving, one, two, rigid = lung_pair()
     name, path = next(iter(SOURCES.items()))
     ct = body(path)
-    case = Case(ct, organ_of(name, ct), np.random.default_rng(sum(name.encode())), peak_mm=18.0, wave_mm=40.0,
+    case = Case(ct, organ_of(name), np.random.default_rng(sum(name.encode())), peak_mm=18.0, wave_mm=40.0,
                 noise=NOISE_HU, contrast=False)  # fmt: skip
     aligned = Volume.of(moving.array, rigid.matrix @ moving.ras_from_index)
     pairs = {"lung": (itk_image(fixed), itk_image(aligned)), "abdomen": (itk_image(case.fixed), itk_image(case.moving))}

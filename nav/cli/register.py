@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import typer
 
-from nav.cli import register_deformable, register_landmarks, register_rigid, register_surface, register_ultrasound
+from nav.cli import (
+    register_deformable,
+    register_landmarks,
+    register_rigid,
+    register_slice,
+    register_surface,
+    register_ultrasound,
+)
 
 __all__ = ["app"]
 
@@ -30,3 +37,4 @@ app.command("rigid", help=register_rigid.HELP)(register_rigid.rigid)
 app.command("deformable", help=register_deformable.HELP)(register_deformable.deformable)
 app.command("surface", help=register_surface.HELP)(register_surface.surface)
 app.command("ultrasound", help=register_ultrasound.HELP)(register_ultrasound.ultrasound)
+app.command("slice", help=register_slice.HELP)(register_slice.slices)

@@ -84,12 +84,12 @@ def prepare(kernels: Iterable[KernelSpec], steps: Steps) -> None:
             spec.compile()
 
 
-def read_inputs(files: Files, steps: Steps) -> Inputs:
-    """Read and check everything before anything is computed."""
+def read_inputs(files: Files, steps: Steps, *, read_moving: Callable[[Path], Volume] = read_image) -> Inputs:
+    """Read and check everything before anything is computed; ``read_moving`` reads the moving image."""
     if (files.fixed_points is None) is not (files.moving_points is None):
         raise CommandError("--fixed-points and --moving-points belong together; give both or none", ExitCode.USAGE)
     with steps.step("Reading"):
-        fixed, moving = read_image(files.fixed), read_image(files.moving)
+        fixed, moving = read_image(files.fixed), read_moving(files.moving)
         return Inputs(
             fixed,
             moving,
