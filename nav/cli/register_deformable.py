@@ -49,7 +49,7 @@ def deformable(
     use_points: Annotated[
         float, typer.Option(help="Let the points pull, known to so many mm; 0: only measure at them.", min=0.0)
     ] = 0.0,
-    preset: Annotated[str, typer.Option(help="fast (down to 2 mm) or good (full resolution where it helps).")] = "good",
+    preset: Annotated[str, typer.Option(help="fast (down to 2 mm, nothing slides) or good.")] = "good",
     threads: Annotated[int, typer.Option(help="0: all. The result does not depend on it.", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON (docs/register-json.md).")] = False,
 ) -> None:
@@ -85,7 +85,7 @@ def deformable(
         result = register_deformable(
             given.fixed, given.moving, initial=given.initial, fixed_mask=given.fixed_mask,
             moving_mask=given.moving_mask, landmarks=landmarks, start=earlier, finest_mm=FINEST_MM[preset],
-            progress=update,
+            sliding=preset != "fast", progress=update,
         )  # fmt: skip
         seconds = time.perf_counter() - begin
     inside = given.fixed.array > given.fixed.array.mean() if given.fixed_mask is None else given.fixed_mask != 0

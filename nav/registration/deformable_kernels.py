@@ -379,13 +379,26 @@ def search_costs(fixed, weight, moved, inside, reach, side, outside, out):  # ty
                                 for i in range(ni):
                                     e = one[i] - two[i]
                                     line[i] += (e * e - outside) * there[i] + outside
-                    d = (dk * rows + dj) * width + di
-                    for q in range(bi):
+                    target = out[b, c, (dk * rows + dj) * width + di]
+                    whole = ni // side
+                    scale = np.float32(1.0 / ((k1 - k0) * (j1 - j0) * side))
+                    if side == 2:
+                        for q in range(whole):
+                            target[q] = (line[2 * q] + line[2 * q + 1]) * scale
+                    elif side == 3:
+                        for q in range(whole):
+                            target[q] = (line[3 * q] + line[3 * q + 1] + line[3 * q + 2]) * scale
+                    else:
+                        for q in range(whole):
+                            total = zero
+                            for i in range(q * side, q * side + side):
+                                total += line[i]
+                            target[q] = total * scale
+                    if whole < bi:
                         total = zero
-                        last = min(q * side + side, ni)
-                        for i in range(q * side, last):
+                        for i in range(whole * side, ni):
                             total += line[i]
-                        out[b, c, d, q] = total / np.float32((k1 - k0) * (j1 - j0) * (last - q * side))
+                        target[whole] = total / np.float32((k1 - k0) * (j1 - j0) * (ni - whole * side))
 
 
 @njit(nogil=True, cache=True, inline="always", error_model="numpy", fastmath={"nsz", "arcp", "contract", "reassoc"})
@@ -457,12 +470,14 @@ def nearest_match(costs, displacements, field, tie, out):  # type: ignore[no-unt
         for d in range(count):
             x, y, z = displacements[d, 0], displacements[d, 1], displacements[d, 2]
             row = costs[k, j, d]
+            number = np.int32(d)
             for i in range(ni):
                 a, b, c = x - along_x[i], y - along_y[i], z - along_z[i]
                 cost = row[i] + tie * (a * a + b * b + c * c)
-                if cost < best[i]:
-                    best[i] = cost
-                    there[i] = d
+                # Both written always: a branch keeps the loop from being vectorised.
+                better = cost < best[i]
+                best[i] = cost if better else best[i]
+                there[i] = number if better else there[i]
         for i in range(ni):
             for c in range(3):
                 out[k, j, i, c] = displacements[there[i], c]

@@ -17,7 +17,7 @@ __all__ = ["searched"]
 #: Most costs that are held at a time; above, blocks grow.
 MOST_COSTS = 60_000_000
 #: How strongly, per mm², a match is tied to the median of its neighbours, one round after the other.
-TIES = (0.0, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+TIES = (0.0, 0.0005, 0.002, 0.008, 0.03, 0.1)
 
 
 def searched(stage: Stage, reach_mm: float, block: int, prior: DisplacementField | None) -> DisplacementField:

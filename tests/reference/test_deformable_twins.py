@@ -174,8 +174,9 @@ def test_a_node_that_nothing_holds_keeps_its_value() -> None:
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_search_costs(weighted: bool) -> None:
-    shape, reach, side = (5, 6, 7), np.array([1, 2, 1]), 3
+@pytest.mark.parametrize("side", [2, 3, 4])
+def test_search_costs(weighted: bool, side: int) -> None:
+    shape, reach = (5, 6, 7), np.array([1, 2, 1])
     fixed, moved = noise(18, *shape), noise(19, *(np.array(shape) + 2 * reach))
     inside = (np.random.default_rng(20).random(moved.shape) < 0.7).astype(np.float32)
     weight = (np.random.default_rng(21).random(shape) < 0.6).astype(np.float32) if weighted else NO_WEIGHT
