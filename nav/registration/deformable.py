@@ -124,19 +124,18 @@ def _matched(
     ``stages``: the coarse, the fine, and finer ones; ``prior`` saves the search.
     """
     coarse, fine = stages[0], stages[min(1, len(stages) - 1)]
-    if prior is None:
-        smooth, wide = _smooth_solution(stages, marks, report, FINE_STEPS)
-        field, apart = smooth, np.zeros(fine.nodes, np.float32)
-    if prior is None and sliding:
-        report()
-        near = searched(fine, FINE_REACH_MM, FINE_BLOCK, wide)
-        sharp = refined(fine, fine.field_of(near), FINE_STEPS, marks, report)
-        apart = np.asarray(np.linalg.norm(sharp - smooth, axis=3), np.float32)
-        field = refined(fine, _of_better(fine, smooth, sharp), FUSED_STEPS, marks, report)
+    apart = np.zeros(fine.nodes, np.float32)
     if prior is not None:
         field = refined(coarse, coarse.field_of(prior), FUSED_STEPS, marks, report)
-        apart = np.zeros(fine.nodes, np.float32)
         field = refined(fine, fine.field_of(coarse.on_nodes(field)), FINE_STEPS, marks, report)
+    else:
+        field, wide = _smooth_solution(stages, marks, report, FINE_STEPS)
+        if sliding:
+            report()
+            near = searched(fine, FINE_REACH_MM, FINE_BLOCK, wide)
+            sharp = refined(fine, fine.field_of(near), FINE_STEPS, marks, report)
+            apart = np.asarray(np.linalg.norm(sharp - field, axis=3), np.float32)
+            field = refined(fine, _of_better(fine, field, sharp), FUSED_STEPS, marks, report)
     last = fine
     for stage in stages[2:]:
         field = refined(stage, stage.field_of(last.on_nodes(field)), FINER_STEPS, marks, report)

@@ -39,7 +39,7 @@ NOISE, THERE_AND_BACK, APART, ROUGH = 0.016, 0.097, 0.16, 0.059
 DEGREES_OF_FREEDOM = 6.0
 #: Where nothing at all holds on, the smallest eigenvalue is taken as this.
 LEAST_HOLD = 1e-3
-#: Places that hold less than this (a few percent of a body, and the air) do not count where there and back are compared.
+#: Places that hold less than this (a few percent of a body, and air) do not count where there and back are compared.
 LEAST_SEEN = 0.01
 #: Widths of the windows over which they are taken, in nodes.
 WIDE_NODES, ROUGH_NODES, NARROW_NODES = 2.0, 1.5, 1.0

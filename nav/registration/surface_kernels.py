@@ -397,7 +397,8 @@ def _settle(  # type: ignore[no-untyped-def]
                 total += squares[i]
                 used += 1
         scores[s] = np.sqrt(total / max(used, 1))
-        if iteration >= last or not np.isfinite(scores[s]):
+        # Not numba's isfinite: it subtracts a number from itself, which `reassoc` makes 0.
+        if iteration >= last or not scores[s] < np.inf:
             break
         cx, cy, cz = 0.0, 0.0, 0.0
         for i in range(n):

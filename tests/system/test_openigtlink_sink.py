@@ -490,8 +490,8 @@ def test_connections_come_and_go_without_leaving_anything_behind() -> None:
             if k % 5 == 0:  # a reset instead of an orderly end
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.close()
-        wait_until(lambda: not server.clients, 15.0)
-        assert process.num_fds() <= files
+        # No client may be left; those that still stand in the backlog are let in and go at once.
+        wait_until(lambda: not server.clients and process.num_fds() <= files, 15.0)
         assert threading.active_count() == threads
 
 

@@ -99,6 +99,10 @@ def test_what_is_no_field_is_refused(tmp_path: Path) -> None:
         write_displacement(tmp_path / "field.tfm", field("RAS"))
     with pytest.raises(ImageWriteError, match="folder"):
         write_displacement(tmp_path / "no" / "field.nrrd", field("RAS"))
+    sheared = np.eye(4)
+    sheared[0, 1] = 0.1
+    with pytest.raises(ImageWriteError, match="right angles"):
+        write_displacement(tmp_path / "field.nrrd", DisplacementField.of(field("RAS").vectors, sheared))
 
 
 @pytest.mark.parametrize("nearest", [False, True])

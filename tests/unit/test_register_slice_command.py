@@ -15,8 +15,7 @@ from nav.cli.errors import ExitCode
 from nav.cli.main import main
 from nav.geometry.volume import Volume
 from nav.io.ct_slices import load_ct_slices
-from nav.io.displacement_file import write_displacement
-from nav.io.errors import CtReadError, ImageWriteError, PointFileError
+from nav.io.errors import CtReadError, PointFileError
 from nav.io.image_file import read_image_file, swap_lps_ras
 from nav.io.itk import sitk
 from nav.io.itk_transform import read_itk_rigid
@@ -135,17 +134,3 @@ def test_one_dicom_slice_of_many_is_read_alone(tmp_path: Path) -> None:
     write_slice(tmp_path / "thin", pixels, (0.0, 0.0, 0.0), SliceThickness=None)
     with pytest.raises(CtReadError, match="SliceThickness"):
         load_ct_slices(tmp_path / "thin")
-
-
-def test_displacements_that_no_file_can_hold_are_refused(tmp_path: Path) -> None:
-    grid = Volume.of(np.zeros((1, 2, 3), np.uint8), np.eye(4))
-    with pytest.raises(ImageWriteError, match=r"shape \(1, 2, 2, 3\)"):
-        write_displacement(tmp_path / "u.nrrd", np.zeros((1, 2, 2, 3)), grid)
-    with pytest.raises(ImageWriteError, match="ends in"):
-        write_displacement(tmp_path / "u.png", np.zeros((1, 2, 3, 3)), grid)
-    with pytest.raises(ImageWriteError, match="does not exist"):
-        write_displacement(tmp_path / "nowhere" / "u.nrrd", np.zeros((1, 2, 3, 3)), grid)
-    sheared = np.eye(4)
-    sheared[0, 1] = 0.1
-    with pytest.raises(ImageWriteError, match="right angles"):
-        write_displacement(tmp_path / "u.nrrd", np.zeros((1, 2, 3, 3)), Volume.of(grid.array, sheared))
