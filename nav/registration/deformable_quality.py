@@ -102,7 +102,7 @@ def looked_at(stage: Stage, found: DisplacementField, apart: Field, back: Stage,
     rough = gaussian_filter(((field - course) ** 2).sum(axis=3), ROUGH_NODES)
     variance = NOISE * left / hold + THERE_AND_BACK * gaussian_filter(away**2, WIDE_NODES)
     variance += APART * gaussian_filter(apart**2, NARROW_NODES) + ROUGH * rough
-    seen = _at_nodes(looked, stage) & (hold > LEAST_SEEN)
+    seen = np.asarray(_at_nodes(looked, stage), np.bool_) & (hold > LEAST_SEEN)
     if not seen.any():
         seen = np.ones(stage.nodes, bool)
     error = np.sqrt(variance).astype(np.float32)
