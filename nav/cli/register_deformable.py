@@ -88,10 +88,7 @@ def deformable(
             sliding=preset != "fast", progress=update,
         )  # fmt: skip
         seconds = time.perf_counter() - begin
-    inside = given.fixed.array > given.fixed.array.mean() if given.fixed_mask is None else given.fixed_mask != 0
-    places = np.flatnonzero(inside)
-    places = places[:: max(1, len(places) // _POINTS)]
-    points = given.fixed.to_ras(np.stack(np.unravel_index(places, inside.shape)[::-1], axis=1))
+    points = shared.points_inside(given.fixed, given.fixed_mask, _POINTS)
     report: dict[str, Any] = {
         "method": "deformable",
         "preset": preset,

@@ -119,15 +119,10 @@ def rigid(
 
 
 def _report(result: RigidImageRegistration, fixed: Volume, mask: NDArray[np.generic] | None) -> dict[str, Any]:
-    import numpy as np
-
+    from nav.cli.registration_files import points_inside
     from nav.registration.error_distribution import radius_of_share
 
-    inside = fixed.array > fixed.array.mean() if mask is None else mask != 0
-    places = np.flatnonzero(inside)
-    places = places[:: max(1, len(places) // _POINTS)]
-    index = np.stack(np.unravel_index(places, inside.shape)[::-1], axis=1)
-    spread = result.covariance_at(fixed.to_ras(index)).mean(axis=0)
+    spread = result.covariance_at(points_inside(fixed, mask, _POINTS)).mean(axis=0)
     return {
         "iterations": result.iterations,
         "similarity": {"before": result.similarity_before, "after": result.similarity_after},

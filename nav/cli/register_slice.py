@@ -189,15 +189,10 @@ def _seen(ct: Volume, found: NDArray[np.float64], slices_volume: Volume) -> Volu
 def _report(
     result: SliceRegistration, deformation: SliceDeformation | None, moving: Volume, mask: NDArray[np.generic] | None
 ) -> dict[str, Any]:
-    import numpy as np
-
+    from nav.cli.registration_files import points_inside
     from nav.registration.error_distribution import radius_of_share
 
-    values = np.asarray(moving.array, np.float64)
-    inside = values > np.nanmean(values) if mask is None else mask != 0
-    places = np.flatnonzero(inside)
-    places = places[:: max(1, len(places) // _POINTS)]
-    points = moving.to_ras(np.stack(np.unravel_index(places, inside.shape)[::-1], axis=1))
+    points = points_inside(moving, mask, _POINTS)
     if deformation is None:
         at = result.covariance_at(result.transform.apply(points))
     else:

@@ -31,6 +31,7 @@ __all__ = [
     "Files",
     "Inputs",
     "finish",
+    "points_inside",
     "prepare",
     "read_initial",
     "read_inputs",
@@ -86,8 +87,7 @@ def prepare(kernels: Iterable[KernelSpec], steps: Steps) -> None:
 
 def read_inputs(files: Files, steps: Steps, *, read_moving: Callable[[Path], Volume] = read_image) -> Inputs:
     """Read and check everything before anything is computed; ``read_moving`` reads the moving image."""
-    if (files.fixed_points is None) is not (files.moving_points is None):
-        raise CommandError("--fixed-points and --moving-points belong together; give both or none", ExitCode.USAGE)
+    _check_both_or_none(files.fixed_points, files.moving_points)
     with steps.step("Reading"):
         fixed, moving = read_image(files.fixed), read_moving(files.moving)
         return Inputs(
@@ -98,6 +98,11 @@ def read_inputs(files: Files, steps: Steps, *, read_moving: Callable[[Path], Vol
             read_point_pairs(files.fixed_points, files.moving_points, fixed, moving),
             read_initial(files.initial),
         )
+
+
+def _check_both_or_none(fixed_points: Path | None, moving_points: Path | None) -> None:
+    if (fixed_points is None) is not (moving_points is None):
+        raise CommandError("--fixed-points and --moving-points belong together; give both or none", ExitCode.USAGE)
 
 
 def read_initial(path: Path | None) -> Rigid:
@@ -118,8 +123,7 @@ def read_point_pairs(
     fixed_points: Path | None, moving_points: Path | None, fixed: Volume | None = None, moving: Volume | None = None
 ) -> tuple[Points, Points] | None:
     """Pairs of points, (n, 3) RAS mm each, or None without files; ``fixed``, ``moving``: images of their indices."""
-    if (fixed_points is None) is not (moving_points is None):
-        raise CommandError("--fixed-points and --moving-points belong together; give both or none", ExitCode.USAGE)
+    _check_both_or_none(fixed_points, moving_points)
     if fixed_points is None or moving_points is None:
         return None
     names, one = read_points(fixed_points, fixed)
@@ -149,6 +153,15 @@ def tre_mm(
             "max": float(last.max()),
         },
     }
+
+
+def points_inside(image: Volume, mask: NDArray[np.generic] | None, about: int) -> Points:
+    """(n, 3) RAS mm: ``about`` so many voxels of the mask, without one of everything brighter than the mean."""
+    values = np.asarray(image.array, np.float32)
+    inside = values > np.nanmean(values, dtype=np.float64) if mask is None else mask != 0
+    places = np.flatnonzero(inside)
+    places = places[:: max(1, len(places) // about)]
+    return image.to_ras(np.stack(np.unravel_index(places, inside.shape)[::-1], axis=1))
 
 
 def write_checkerboard(path: Path, fixed: Volume, warped: Volume) -> None:

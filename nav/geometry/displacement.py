@@ -64,15 +64,12 @@ class DisplacementField:
 
     def at_nodes_of(self, grid: Volume) -> DisplacementField:
         """The same field on other nodes: those of ``grid``; beyond its own the nearest value."""
-        k, j, i = (axis.ravel() for axis in np.indices(grid.array.shape))
-        nodes = grid.to_ras(np.stack([i, j, k], axis=1))
-        vectors = self._sample(self.grid.to_index(nodes)).reshape(*grid.array.shape, 3)
+        vectors = self._sample(self.grid.to_index(grid.voxels_ras())).reshape(*grid.array.shape, 3)
         return DisplacementField.of(vectors, grid.ras_from_index)
 
     def inverse_on(self, grid: Volume) -> DisplacementField:
         """The inverse, on the nodes of ``grid`` in the space that is mapped to; where it is not known, the nearest."""
-        k, j, i = (axis.ravel() for axis in np.indices(grid.array.shape))
-        nodes = grid.to_ras(np.stack([i, j, k], axis=1))
+        nodes = grid.voxels_ras()
         vectors = (self.preimage(nodes) - nodes).reshape(*grid.array.shape, 3)
         unknown = ~np.isfinite(vectors).all(axis=3)
         if unknown.all():

@@ -91,6 +91,11 @@ class Volume:
         """Map (i, j, k) indices, shape (3,) or (n, 3), to RAS mm."""
         return np.asarray(index, dtype=np.float64) @ self.ras_from_index[:3, :3].T + self.ras_from_index[:3, 3]
 
+    def voxels_ras(self) -> NDArray[np.float64]:
+        """(n, 3) RAS mm of every voxel centre, in the order of memory."""
+        k, j, i = (axis.ravel() for axis in np.indices(self.array.shape))
+        return self.to_ras(np.stack([i, j, k], axis=1))
+
     def to_index(self, ras: ArrayLike) -> NDArray[np.float64]:
         """Map RAS mm, shape (3,) or (n, 3), to continuous (i, j, k) indices."""
         inv = self.index_from_ras

@@ -270,21 +270,16 @@ def _with_pose(found: DisplacementField, initial: Rigid) -> DisplacementField:
     one = np.eye(4)
     one[:3, 3] = -1.0
     grid = found.ras_from_index @ one
-    start = _nodes_ras(vectors.shape[:3], grid)
-    pose = initial.inverse()
-    whole = pose.apply(start + vectors.reshape(-1, 3)) - start
+    wider = DisplacementField.of(vectors, grid)
+    start = wider.grid.voxels_ras()
+    whole = initial.inverse().apply(start + vectors.reshape(-1, 3)) - start
     return DisplacementField.of(whole.reshape(vectors.shape), grid)
 
 
 def _without_pose(whole: DisplacementField, initial: Rigid) -> DisplacementField:
-    start = _nodes_ras(whole.vectors.shape[:3], whole.ras_from_index)
+    start = whole.grid.voxels_ras()
     rest = initial.apply(start + whole.vectors.reshape(-1, 3)) - start
     return DisplacementField.of(rest.reshape(whole.vectors.shape), whole.ras_from_index)
-
-
-def _nodes_ras(shape: tuple[int, ...], ras_from_index: Array) -> Array:
-    k, j, i = (axis.ravel() for axis in np.indices(shape))
-    return np.asarray(np.stack([i, j, k], axis=1) @ ras_from_index[:3, :3].T + ras_from_index[:3, 3])
 
 
 def _cells_in(stage: Stage, cells: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -26,7 +26,7 @@ from nav.geometry.displacement import DisplacementField
 from nav.geometry.volume import Volume
 from nav.registration import deformable_kernels as kernels
 from nav.registration import rigid_kernels
-from nav.registration.deformable_stage import OUTSIDE_COST, Field, Stage, derivatives_of
+from nav.registration.deformable_stage import Field, Stage, derivatives_of
 from nav.registration.error_distribution import radius_of_share
 from nav.registration.verdict import Verdict
 
@@ -95,19 +95,20 @@ def looked_at(stage: Stage, found: DisplacementField, apart: Field, back: Stage,
         matrix, right,
     )  # fmt: skip
     hold = np.maximum(_least_eigenvalue([gaussian_filter(matrix[..., c], WIDE_NODES) for c in range(6)]), LEAST_HOLD)
-    difference = np.where(stage.valid != 0, (stage.normal - stage.moved_normal) ** 2, np.float32(OUTSIDE_COST))
-    left = gaussian_filter(_at_nodes(uniform_filter(difference, 2 * kernels.STEP + 1), stage), 1.5 * WIDE_NODES)
+    left = gaussian_filter(
+        stage.at_nodes(uniform_filter(stage.squared_difference(), 2 * kernels.STEP + 1)), 1.5 * WIDE_NODES
+    )
     away = _there_and_back(stage, field, back, returned)
     course = np.stack([gaussian_filter(field[..., c], WIDE_NODES, mode="nearest") for c in range(3)], axis=-1)
     rough = gaussian_filter(((field - course) ** 2).sum(axis=3), ROUGH_NODES)
     variance = NOISE * left / hold + THERE_AND_BACK * gaussian_filter(away**2, WIDE_NODES)
     variance += APART * gaussian_filter(apart**2, NARROW_NODES) + ROUGH * rough
-    seen = np.asarray(_at_nodes(looked, stage), np.bool_) & (hold > LEAST_SEEN)
+    seen = stage.at_nodes(looked) & (hold > LEAST_SEEN)
     if not seen.any():
         seen = np.ones(stage.nodes, bool)
     error = np.sqrt(variance).astype(np.float32)
     return Quality(
-        before, after, float(_at_nodes(stage.valid, stage)[_in_mask(stage)].mean()), _agreement(stage),
+        before, after, float(stage.at_nodes(stage.valid)[_in_mask(stage)].mean()), _agreement(stage),
         float(np.sqrt((away[seen] ** 2).mean())), float((away[seen] > LOST_MM).mean()),
         Volume.of(error, stage.ras_from_node),
     )  # fmt: skip
@@ -129,7 +130,7 @@ def _radius(share: float) -> float:
 def _in_mask(stage: Stage) -> NDArray[np.bool_]:
     if not stage.fixed.mask.size:
         return np.ones(stage.nodes, bool)
-    inside = np.asarray(_at_nodes(stage.fixed.mask, stage) != 0)
+    inside = np.asarray(stage.at_nodes(stage.fixed.mask) != 0)
     return inside if inside.any() else np.ones(stage.nodes, bool)
 
 
@@ -152,15 +153,9 @@ def _correlation(stage: Stage, looked: NDArray[np.bool_]) -> float:
     return float(np.corrcoef(one, two)[0, 1])
 
 
-def _at_nodes(values: NDArray[np.generic], stage: Stage) -> NDArray[np.generic]:
-    places = [np.minimum(kernels.STEP * np.arange(n), m - 1) for n, m in zip(stage.nodes, values.shape, strict=True)]
-    return np.asarray(values[np.ix_(*places)])
-
-
 def _there_and_back(stage: Stage, field: Field, back: Stage, returned: Field) -> Array:
     """(k, j, i) distance, mm, at the nodes of ``stage``."""
-    k, j, i = (axis.ravel() for axis in np.indices(stage.nodes))
-    start = stage.on_nodes(field).grid.to_ras(np.stack([i, j, k], axis=1))
+    start = stage.on_nodes(field).grid.voxels_ras()
     there = (start + field.reshape(-1, 3)) @ stage.pose[:3, :3].T + stage.pose[:3, 3]
     at = back.on_nodes(returned).grid.to_index(there)[:, ::-1].T
     more = np.stack([map_coordinates(returned[..., c], at, order=1, mode="nearest") for c in range(3)], axis=1)

@@ -60,8 +60,7 @@ def searched(stage: Stage, reach_mm: float, block: int, prior: DisplacementField
     if prior is not None:
         # Found in the image that was moved already: x goes to x + d first, and from there as before.
         found = DisplacementField.of(field, centres)
-        i, j, k = (axis.ravel() for axis in np.indices(blocks)[::-1])
-        there = found.grid.to_ras(np.stack([i, j, k], axis=1)) + field.reshape(-1, 3)
+        there = found.grid.voxels_ras() + field.reshape(-1, 3)
         at = around.volume.to_index(there)[:, ::-1].T / kernels.STEP
         for c in range(3):
             more = map_coordinates(moved[..., c], at, order=1, mode="nearest")

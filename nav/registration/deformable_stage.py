@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import map_coordinates, uniform_filter
+from scipy.ndimage import uniform_filter
 
 from nav.geometry.displacement import DisplacementField
 from nav.geometry.volume import Volume
 from nav.registration import deformable_kernels as kernels
 from nav.registration.image_checks import check_image
-from nav.registration.pyramid import Level, image_pyramid, mask_at
+from nav.registration.pyramid import NO_MASK, Level, image_pyramid, mask_at
 
 __all__ = [
-    "NO_MASK",
     "OUTSIDE_COST",
     "Field",
     "LevelImage",
@@ -29,6 +29,7 @@ __all__ = [
 
 Array = NDArray[np.float64]
 Field = NDArray[np.float32]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 #: Finer levels than the fine one are used up to so many voxels.
 MOST_VOXELS = 3_000_000
@@ -40,7 +41,6 @@ DARKEST, BRIGHTEST = 0.5, 99.5
 RADIUS, LEAST_DEVIATION = 2, 0.02
 #: A voxel outside the moving image costs as much as two images that have nothing in common would.
 OUTSIDE_COST = 2.0
-NO_MASK = np.zeros((0, 0, 0), np.uint8)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,14 +101,10 @@ class Stage:
 
     def field_of(self, other: DisplacementField | None) -> Field:
         """(k, j, i, 3) on the nodes: zero, or another field."""
-        out = np.zeros((*self.nodes, 3), np.float32)
-        if other is not None:
-            to_other = np.linalg.inv(other.ras_from_index) @ self.ras_from_node
-            k, j, i = np.indices(self.nodes, np.float64)
-            at = [to_other[a, 0] * i + to_other[a, 1] * j + to_other[a, 2] * k + to_other[a, 3] for a in (2, 1, 0)]
-            for c in range(3):
-                out[..., c] = map_coordinates(other.vectors[..., c], at, order=1, mode="nearest")
-        return out
+        if other is None:
+            return np.zeros((*self.nodes, 3), np.float32)
+        grid = Volume.of(np.zeros(self.nodes, np.uint8), self.ras_from_node)
+        return other.at_nodes_of(grid).vectors.copy()
 
     def warp(self, field: Field, step: int = kernels.STEP, first: float = 0.0) -> None:
         """Fill ``moved``, ``moved_normal`` and ``valid``."""
@@ -128,11 +124,17 @@ class Stage:
     def costs(self, field: Field, window_mm: float) -> NDArray[np.float32]:
         """(k, j, i) at the nodes: mean squared difference in a window around."""
         self.warp(field)
-        difference = np.where(self.valid != 0, (self.normal - self.moved_normal) ** 2, np.float32(OUTSIDE_COST))
         window = [2 * round(window_mm / s / 2.0) + 1 for s in self.volume.spacing_mm[::-1]]
-        mean = uniform_filter(difference, window, mode="nearest")
-        places = [np.minimum(kernels.STEP * np.arange(n), m - 1) for n, m in zip(self.nodes, mean.shape, strict=True)]
-        return np.asarray(mean[np.ix_(*places)])
+        return self.at_nodes(uniform_filter(self.squared_difference(), window, mode="nearest"))
+
+    def squared_difference(self) -> NDArray[np.float32]:
+        """(k, j, i) of the normalised images as they were last warped; `OUTSIDE_COST` outside the moving one."""
+        return np.where(self.valid != 0, (self.normal - self.moved_normal) ** 2, np.float32(OUTSIDE_COST))
+
+    def at_nodes(self, values: NDArray[Scalar]) -> NDArray[Scalar]:
+        """Of values (k, j, i) of the voxels those at the nodes; at nodes beyond the last voxel that one's."""
+        places = [np.minimum(kernels.STEP * np.arange(n), m - 1) for n, m in zip(self.nodes, values.shape, strict=True)]
+        return values[np.ix_(*places)]
 
 
 def float_square(matrix: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -155,7 +157,7 @@ def level_images(image: Volume, mask: NDArray[np.generic] | None, what: str) -> 
     grey -= np.float32(low)
     grey /= np.float32(high - low)
     levels = image_pyramid(Volume.of(grey, image.ras_from_index), COARSE_MM)
-    return [LevelImage(level, NO_MASK if mask is None else mask_at(mask, level)) for level in levels[::-1]]
+    return [LevelImage(level, mask_at(mask, level)) for level in levels[::-1]]
 
 
 def stages_of(

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import chdtri, fdtr, fdtri, gammainc
 
-__all__ = ["effective_dof", "error_share_within", "radius_of_share"]
+__all__ = ["effective_dof", "error_share_within", "jackknife_covariance", "radius_of_share"]
 
 Array = NDArray[np.float64]
 
@@ -124,6 +124,14 @@ def _quantile(k: float, dof: float, share: float) -> float:
     if dof > _KNOWN_ABOVE_DOF:
         return float(chdtri(k, 1.0 - share))
     return k * float(fdtri(k, dof, share))
+
+
+def jackknife_covariance(left: ArrayLike) -> Array:
+    """(m, m) covariance of an estimate from those, (n, m), with one of n pieces left out each (Tukey 1958)."""
+    estimates = np.asarray(left, dtype=np.float64)
+    away = estimates - estimates.mean(axis=0)
+    n = len(estimates)
+    return np.asarray((n - 1) / n * away.T @ away)
 
 
 def effective_dof(total_trace: float, parts: list[tuple[float, float]]) -> float:

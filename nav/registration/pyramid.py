@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from nav.geometry.kernels import KernelSpec
 from nav.geometry.volume import Volume
 
-__all__ = ["KERNELS", "LEAST_VOXELS", "Level", "image_pyramid", "mask_at"]
+__all__ = ["KERNELS", "LEAST_VOXELS", "NO_MASK", "Level", "image_pyramid", "mask_at"]
 
+#: As kernels take it where there is no mask.
+NO_MASK = np.zeros((0, 0, 0), np.uint8)
 #: No level has fewer voxels than this along any axis.
 LEAST_VOXELS = 8
 
@@ -84,8 +86,13 @@ def image_pyramid(image: Volume, coarsest_mm: float) -> tuple[Level, ...]:
     return tuple(levels)
 
 
-def mask_at(mask: NDArray[np.generic], level: Level) -> NDArray[np.uint8]:
-    """A mask on the image's grid, (k, j, i), as (k, j, i) uint8 on that of ``level``: its voxel nearest each centre."""
+def mask_at(mask: NDArray[np.generic] | None, level: Level) -> NDArray[np.uint8]:
+    """A mask on the image's grid, (k, j, i), as (k, j, i) uint8 on that of ``level``: its voxel nearest each centre.
+
+    None, which is everywhere, becomes `NO_MASK`.
+    """
+    if mask is None:
+        return NO_MASK
     picked = mask[tuple(slice(int(f) // 2, None, int(f)) for f in level.factors[::-1])]
     nk, nj, ni = level.volume.array.shape
     return np.ascontiguousarray(picked[:nk, :nj, :ni] != 0).view(np.uint8)

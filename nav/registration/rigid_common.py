@@ -27,7 +27,6 @@ __all__ = [
     "FARTHEST_MM",
     "LEAST_OVERLAP",
     "LEAST_SAMPLES",
-    "NO_MASK",
     "PATCH_MM",
     "Masked",
     "Pair",
@@ -157,7 +156,6 @@ class Samples:
 
 #: Places at which two poses are compared.
 _POINTS = 2000
-NO_MASK = np.zeros((0, 0, 0), np.uint8)
 
 
 def look_at(level: Level, mask: NDArray[np.uint8], depth: int) -> Samples:
@@ -241,7 +239,7 @@ def used_levels(image: Volume, mask: NDArray[np.generic] | None, what: str) -> l
     check_image(image, mask, what)
     levels = image_pyramid(image, COARSEST_MM)
     used = [level for level in levels if level.volume.array.size <= MOST_VOXELS] or [levels[-1]]
-    return [(level, NO_MASK if mask is None else mask_at(mask, level)) for level in used]
+    return [(level, mask_at(mask, level)) for level in used]
 
 
 def apart_mm(one: Array, two: Array, samples: Samples) -> float:

@@ -24,6 +24,7 @@ from nav.geometry.rigid import Rigid, rotation_angle_rad
 from nav.geometry.volume import Volume
 from nav.registration import pyramid
 from nav.registration import rigid_kernels as kernels
+from nav.registration.error_distribution import jackknife_covariance
 from nav.registration.pyramid import Level
 from nav.registration.rigid_common import (
     CAPTURE_DEG,
@@ -224,9 +225,7 @@ def _jackknife(blocks: Array) -> Array:
     left = [solve(*_system(s - block))[:6] for block in blocks if block[kernels.INSIDE] > 0]
     if len(left) < 2:
         return np.full((6, 6), np.inf)
-    away = np.array(left) - np.mean(left, axis=0)
-    n = len(left)
-    return np.asarray((n - 1) / n * away.T @ away)
+    return jackknife_covariance(left)
 
 
 def _settled(samples: Samples, moving: Level, mask: NDArray[np.uint8], pose: Array) -> _State:

@@ -25,7 +25,7 @@ from nav.geometry.rigid import Rigid, rotation_angle_rad
 from nav.geometry.volume import Volume
 from nav.registration import pyramid
 from nav.registration import slice_kernels as kernels
-from nav.registration.error_distribution import radius_of_share
+from nav.registration.error_distribution import jackknife_covariance, radius_of_share
 from nav.registration.landmarks import point_covariance
 from nav.registration.pyramid import Level
 from nav.registration.slice_image import BANDS, SliceImage, SliceSamples
@@ -364,9 +364,7 @@ def _jackknife(blocks: Array, scale: float) -> Array:
             "mask or another slice"
         )
     left = (-np.linalg.solve(hessians, gradients[:, :, None])[:, :, 0] / diagonal)[:, :6] * (short / scale)
-    away = left - left.mean(axis=0)
-    n = len(left)
-    return np.asarray((n - 1) / n * away.T @ away)
+    return jackknife_covariance(left)
 
 
 def _shifts_mm(blocks: Array, scale: float) -> float:

@@ -29,7 +29,7 @@ from nav.geometry.rigid import Rigid, rotation_angle_rad
 from nav.geometry.volume import Volume
 from nav.registration import pyramid
 from nav.registration import ultrasound_kernels as kernels
-from nav.registration.error_distribution import radius_of_share
+from nav.registration.error_distribution import jackknife_covariance, radius_of_share
 from nav.registration.landmarks import point_covariance
 from nav.registration.pyramid import LEAST_VOXELS, image_pyramid, mask_at
 from nav.registration.ultrasound_frames import (
@@ -377,8 +377,7 @@ def _jackknife(level: _Level, fits: Array, each: Array) -> Array:
             left.append(_solve(h - dh, g - dg))
     if len(left) < 2:
         return np.full((6, 6), np.inf)
-    away = np.array(left) - np.mean(left, axis=0)
-    return np.asarray((len(left) - 1) / len(left) * away.T @ away) * INFLATION**2
+    return jackknife_covariance(left) * INFLATION**2
 
 
 def _half(level: _Level, odd: int) -> _Level:
