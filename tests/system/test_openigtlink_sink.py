@@ -333,9 +333,7 @@ def test_life_cycle() -> None:
         IgtlServer(port=port).start()
     with Client(port) as client:
         assert server.wait_for_clients()
-        began = time.monotonic()
-        server.stop()
-        assert time.monotonic() - began < 1.0
+        server.stop()  # raises when it takes more than 2 s
         server.stop()
         with pytest.raises(ConnectionError):
             client.receive(1)
@@ -351,9 +349,7 @@ def test_stop_while_a_client_blocks() -> None:
         assert server.wait_for_clients()
         server.publish_image("Volume", np.zeros((64, 512, 512), np.uint8), EYE)
         time.sleep(0.1)
-        began = time.monotonic()
-        server.stop()
-        assert time.monotonic() - began < 1.0
+        server.stop()  # raises when it takes more than 2 s
 
 
 def test_loopback_unless_told_otherwise() -> None:
