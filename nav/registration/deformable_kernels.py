@@ -341,13 +341,13 @@ def solved(matrix, right, before, stiff, per_axis, relaxation, sweeps, out):  # 
 
 
 @njit(nogil=True, cache=True, parallel=True, error_model="numpy", fastmath={"nsz", "arcp", "contract", "reassoc"})
-def search_costs(fixed, weight, moved, inside, reach, side, outside, out):  # type: ignore[no-untyped-def]
+def search_costs(fixed, weight, moved, inside, reach, stride, side, outside, out):  # type: ignore[no-untyped-def]
     """Mean squared difference of every block of ``side`` voxels for every displacement within ``reach``.
 
     ``fixed`` (k, j, i) float32; ``weight`` float32: how much each of its voxels counts, or (0, 0, 0): all the same;
-    ``moved`` and ``inside`` (float32, 1 inside the moving image, 0 outside) on a grid that is ``reach`` voxels (along
-    k, j, i) larger on every side; ``outside``: what a voxel costs that falls outside; ``out`` (blocks along k, j,
-    displacements, blocks along i) float32, displacements along k, j, i, i fastest.
+    ``moved`` and ``inside`` (float32, 1 inside the moving image, 0 outside) on a grid that is ``reach`` steps of
+    ``stride`` voxels (both along k, j, i) larger on every side; ``outside``: what a voxel costs that falls outside;
+    ``out`` (blocks along k, j, displacements, blocks along i) float32, displacements along k, j, i, i fastest.
     """
     nk, nj, ni = fixed.shape
     bk, bj, _, bi = out.shape
@@ -362,14 +362,15 @@ def search_costs(fixed, weight, moved, inside, reach, side, outside, out):  # ty
         for dk in range(2 * reach[0] + 1):
             for dj in range(rows):
                 for di in range(width):
+                    first = di * stride[2]
                     for i in range(ni):
                         line[i] = zero
                     for k in range(k0, k1):
                         for j in range(j0, j1):
                             # Rows of their own: an index that is a sum keeps the loop from being vectorised.
                             one = fixed[k, j]
-                            two = moved[k + dk, j + dj, di : di + ni]
-                            there = inside[k + dk, j + dj, di : di + ni]
+                            two = moved[k + dk * stride[0], j + dj * stride[1], first : first + ni]
+                            there = inside[k + dk * stride[0], j + dj * stride[1], first : first + ni]
                             if weighted:
                                 counts = weight[k, j]
                                 for i in range(ni):
@@ -572,7 +573,7 @@ KERNELS = (
     KernelSpec(
         "deformable: search",
         search_costs,
-        (f"{_ARRAY}, {_ARRAY}, {_ARRAY}, {_ARRAY}, int64[::1], int64, float32, {_FIELD}",),
+        (f"{_ARRAY}, {_ARRAY}, {_ARRAY}, {_ARRAY}, int64[::1], int64[::1], int64, float32, {_FIELD}",),
     ),
     KernelSpec("deformable: spread of the search", spread_costs, (f"{_FIELD}, {_ARRAY}",)),
     KernelSpec("deformable: best match", nearest_match, (f"{_FIELD}, {_SQUARE}, {_FIELD}, float32, {_FIELD}",)),

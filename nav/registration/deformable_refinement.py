@@ -55,8 +55,13 @@ class Marks:
             np.add.at(right[..., c], (k, j, i), pull * (self.wanted - here)[:, None, c])
 
 
-def refined(stage: Stage, field: Field, steps: int, marks: Marks | None, report: Callable[[], None]) -> Field:
-    """Gauss-Newton on one level; ``field`` (k, j, i, 3) on its nodes."""
+def refined(
+    stage: Stage, field: Field, steps: int, marks: Marks | None, report: Callable[[], None], momentum: float = 0.0
+) -> Field:
+    """Gauss-Newton on one level; ``field`` (k, j, i, 3) on its nodes.
+
+    ``momentum``: share of the last step by which the next one starts ahead.
+    """
     node_mm = np.linalg.norm(stage.ras_from_node[:3, :3], axis=0)
     per_node, per_voxel = derivatives_of(stage.ras_from_node), derivatives_of(stage.volume.ras_from_index)
     per_axis = np.asarray(STIFFNESS * kernels.STEP**3 / node_mm**2, np.float32)
@@ -64,9 +69,11 @@ def refined(stage: Stage, field: Field, steps: int, marks: Marks | None, report:
     shape = field.shape[:3]
     matrix, right = np.empty((*shape, 6), np.float32), np.empty((*shape, 3), np.float32)
     stiff = np.empty(shape, np.float32)
-    field = field.copy()
-    for _ in range(steps):
+    field, earlier = field.copy(), field
+    for step in range(steps):
         report()
+        if step > 0:
+            field, earlier = field + np.float32(momentum) * (field - earlier), field
         stage.warp(field)
         kernels.data_term(stage.normal, stage.moved_normal, stage.fixed.mask, stage.valid, per_voxel, matrix, right)
         if marks is not None:

@@ -14,6 +14,8 @@ from nav.registration.deformable_stage import OUTSIDE_COST, Stage, float_square
 
 __all__ = ["searched"]
 
+#: Displacements that are tried lie so far apart, mm, or one voxel.
+APART_MM = 3.0
 #: Most costs that are held at a time; above, blocks grow.
 MOST_COSTS = 60_000_000
 #: How strongly, per mm², a match is tied to the median of its neighbours, one round after the other.
@@ -27,15 +29,16 @@ def searched(stage: Stage, reach_mm: float, block: int, prior: DisplacementField
     """
     volume = stage.volume
     spacing = volume.spacing_mm[::-1]
-    reach = np.maximum(1, np.round(reach_mm / spacing)).astype(np.int64)
+    stride = np.maximum(1, np.round(APART_MM / spacing)).astype(np.int64)
+    reach = np.maximum(1, np.round(reach_mm / (stride * spacing))).astype(np.int64)
     shape = np.array(volume.array.shape)
     while math.prod(-(-shape // block)) * math.prod(2 * reach + 1) > MOST_COSTS:
         block += 1
     blocks = tuple(int(n) for n in -(-shape // block))
     # The moving image on a grid that is wider by the reach.
     wide = np.eye(4)
-    wide[:3, 3] = -reach[::-1]
-    grid = Volume.of(np.empty(tuple(shape + 2 * reach), np.float32), volume.ras_from_index @ wide)
+    wide[:3, 3] = -(stride * reach)[::-1]
+    grid = Volume.of(np.empty(tuple(shape + 2 * stride * reach), np.float32), volume.ras_from_index @ wide)
     around = Stage.wider(stage, grid)
     moved = around.field_of(prior)
     around.warp(moved)
@@ -43,10 +46,10 @@ def searched(stage: Stage, reach_mm: float, block: int, prior: DisplacementField
     costs = np.empty((*blocks[:2], count, blocks[2]), np.float32)
     kernels.search_costs(
         stage.normal, stage.fixed.mask.astype(np.float32), around.moved_normal, around.valid.astype(np.float32),
-        reach, block, np.float32(OUTSIDE_COST), costs,
+        reach, stride, block, np.float32(OUTSIDE_COST), costs,
     )  # fmt: skip
     kernels.spread_costs(costs, np.empty((max(blocks[:2]), count, blocks[2]), np.float32))
-    steps = [np.arange(-r, r + 1) for r in reach]
+    steps = [s * np.arange(-r, r + 1) for r, s in zip(reach, stride, strict=True)]
     voxels = np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1).reshape(-1, 3)[:, ::-1]
     displacements = float_square(voxels @ volume.ras_from_index[:3, :3].T)
     field, best = np.zeros((*blocks, 3), np.float32), np.empty((*blocks, 3), np.float32)

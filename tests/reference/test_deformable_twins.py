@@ -176,14 +176,14 @@ def test_a_node_that_nothing_holds_keeps_its_value() -> None:
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("side", [2, 3, 4])
 def test_search_costs(weighted: bool, side: int) -> None:
-    shape, reach = (5, 6, 7), np.array([1, 2, 1])
-    fixed, moved = noise(18, *shape), noise(19, *(np.array(shape) + 2 * reach))
+    shape, reach, stride = (5, 6, 7), np.array([1, 2, 1]), np.array([2, 1, 3])
+    fixed, moved = noise(18, *shape), noise(19, *(np.array(shape) + 2 * stride * reach))
     inside = (np.random.default_rng(20).random(moved.shape) < 0.7).astype(np.float32)
     weight = (np.random.default_rng(21).random(shape) < 0.6).astype(np.float32) if weighted else NO_WEIGHT
     blocks = tuple(-(-n // side) for n in shape)
     out = np.empty((*blocks[:2], int(np.prod(2 * reach + 1)), blocks[2]), np.float32)
-    kernels.search_costs(fixed, weight, moved, inside, reach, side, np.float32(2.0), out)
-    places = list(itertools.product(*[range(2 * r + 1) for r in reach]))
+    kernels.search_costs(fixed, weight, moved, inside, reach, stride, side, np.float32(2.0), out)
+    places = list(itertools.product(*[s * np.arange(2 * r + 1) for r, s in zip(reach, stride, strict=True)]))
     for block in np.ndindex(*blocks):
         box = tuple(slice(b * side, b * side + side) for b in block)
         here = fixed[box].astype(np.float64)

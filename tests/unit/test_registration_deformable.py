@@ -8,10 +8,12 @@ import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 
+from nav.geometry.displacement import DisplacementField
 from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
 from nav.registration.deformable import DeformableRegistration, register_deformable
 from nav.registration.deformable_refinement import LEAST_JACOBIAN, without_folds
+from nav.registration.deformable_stage import level_images, stages_of
 from nav.registration.verdict import ImageRegistrationError, Verdict
 from tests.bodies import BODY, BODY_GRID, away, body
 
@@ -229,3 +231,16 @@ def test_folds_are_smoothed_away() -> None:
     assert not np.array_equal(smooth, field)
     same, _, _ = without_folds(smooth, np.diag([4.0, 4.0, 4.0, 1.0]))
     assert np.array_equal(same, smooth)
+
+
+@pytest.mark.parametrize("turn", [0.0, 0.3])
+def test_a_stage_takes_a_field_over_as_the_field_says(turn: float) -> None:
+    rng = np.random.default_rng(31)
+    grid = np.diag([5.0, 4.0, 6.0, 1.0]) @ np.array(
+        [[np.cos(turn), -np.sin(turn), 0, 3], [np.sin(turn), np.cos(turn), 0, -2], [0, 0, 1, 1], [0, 0, 0, 1]]
+    )
+    other = DisplacementField.of(rng.normal(0, 5, (9, 8, 7, 3)).astype(np.float32), grid)
+    levels = level_images(Volume.of(FIXED.array[:20, :21, :22].copy(), GRID), None, "fixed")
+    stage = stages_of(levels, levels, np.eye(4), 0.0)[-1]
+    nodes = Volume.of(np.zeros(stage.nodes, np.uint8), stage.ras_from_node)
+    np.testing.assert_allclose(stage.field_of(other), other.at_nodes_of(nodes).vectors, atol=1e-3)
