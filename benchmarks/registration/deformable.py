@@ -253,7 +253,13 @@ def stated(cases: int) -> dict[str, Any]:
 def wrong(cases: int) -> dict[str, Any]:
     """Pairs that cannot be right: how many are called good, and how many implausible."""
     bodies = [body(path) for path in SOURCES.values()]
-    called: dict[str, list[str]] = {"mirrored": [], "other patient": [], "60 mm off": [], "upside down": []}
+    called: dict[str, list[str]] = {
+        "mirrored": [],
+        "other patient": [],
+        "60 mm off": [],
+        "upside down": [],
+        "half the field of view": [],
+    }
     for n in range(cases):
         rng = np.random.default_rng(90_000 + n)
         case, other = drawn(bodies[n % 2], rng), drawn(bodies[(n + 1) % 2], rng)
@@ -261,11 +267,13 @@ def wrong(cases: int) -> dict[str, Any]:
         way = rng.normal(0, 1, 3)
         shifted[:3, 3] += 60.0 * way / np.linalg.norm(way)
         grid = case.moving.ras_from_index
+        half = case.moving.array[: SHAPE[0] // 4].copy()
         moving = {
             "mirrored": Volume.of(np.ascontiguousarray(case.moving.array[:, :, ::-1]), grid),
             "other patient": Volume.of(other.moving.array, grid),
             "60 mm off": Volume.of(case.moving.array, shifted),
             "upside down": Volume.of(np.ascontiguousarray(case.moving.array[::-1]), grid),
+            "half the field of view": Volume.of(half, grid),
         }
         for kind, image in moving.items():
             called[kind].append(register_deformable(case.fixed, image, initial=STAYS).verdict.value)

@@ -51,7 +51,8 @@ LOST_MM = 5.0
 #: other patients, 60 mm off) the largest 0.84. (The similarity says more of noise than of either.)
 GOOD_AGREEMENT, LEAST_AGREEMENT = 0.88, 0.7
 GOOD_LOST, MOST_LOST = 0.2, 0.5
-LEAST_OVERLAP = 0.25
+#: Whole abdomens, lungs and livers that breathe by 30 mm overlap by 0.93 and more.
+GOOD_OVERLAP, LEAST_OVERLAP = 0.75, 0.25
 _WRONG = "another patient or modality, a mirrored image, or a start too far off"
 
 
@@ -91,7 +92,7 @@ def looked_at(stage: Stage, found: DisplacementField, apart: Field, back: Stage,
     after = _correlation(stage, looked)
     matrix, right = np.empty((*stage.nodes, 6), np.float32), np.empty((*stage.nodes, 3), np.float32)
     kernels.data_term(
-        stage.normal, stage.moved_normal, stage.fixed.mask, stage.valid, derivatives_of(stage.volume.ras_from_index),
+        stage.normal, stage.moved_normal, stage.counted, stage.valid, derivatives_of(stage.volume.ras_from_index),
         matrix, right,
     )  # fmt: skip
     hold = np.maximum(_least_eigenvalue([gaussian_filter(matrix[..., c], WIDE_NODES) for c in range(6)]), LEAST_HOLD)
@@ -108,7 +109,7 @@ def looked_at(stage: Stage, found: DisplacementField, apart: Field, back: Stage,
         seen = np.ones(stage.nodes, bool)
     error = np.sqrt(variance).astype(np.float32)
     return Quality(
-        before, after, float(stage.at_nodes(stage.valid)[_in_mask(stage)].mean()), _agreement(stage),
+        before, after, float(stage.at_nodes(stage.valid & stage.counted)[_in_mask(stage)].mean()), _agreement(stage),
         float(np.sqrt((away[seen] ** 2).mean())), float((away[seen] > LOST_MM).mean()),
         Volume.of(error, stage.ras_from_node),
     )  # fmt: skip
@@ -136,10 +137,7 @@ def _in_mask(stage: Stage) -> NDArray[np.bool_]:
 
 def _looked(stage: Stage) -> NDArray[np.bool_]:
     """(k, j, i) voxels that counted and show something: with more deviation around than noise has."""
-    counted = stage.valid != 0
-    if stage.fixed.mask.size:
-        counted &= stage.fixed.mask != 0
-    return np.asarray(counted & (stage.fixed.array > 0.0))
+    return np.asarray((stage.valid & stage.counted != 0) & (stage.fixed.array > 0.0))
 
 
 def _correlation(stage: Stage, looked: NDArray[np.bool_]) -> float:
@@ -182,7 +180,7 @@ def _agreement(stage: Stage) -> float:
     side = np.maximum(2, np.round(PATCH_MM / stage.volume.spacing_mm[::-1])).astype(np.int64)
     out = np.empty(tuple(-(-np.array(stage.volume.array.shape) // side)))
     rigid_kernels.patch_correlations(
-        stage.fixed.array, stage.fixed.mask, stage.moved, stage.valid, np.eye(4, dtype=np.float32), side,
+        stage.fixed.array, stage.counted, stage.moved, stage.valid, np.eye(4, dtype=np.float32), side,
         LEAST_STRUCTURE**2, out,
     )  # fmt: skip
     known = out[np.isfinite(out)]
@@ -192,9 +190,12 @@ def _agreement(stage: Stage) -> float:
 def judged(found: Quality) -> tuple[Verdict, tuple[str, ...]]:
     """The verdict, and a sentence for each thing that speaks against the registration, the worst first."""
     wrong, doubts = [], []
+    inside = f"only {found.overlap:.0%} of the fixed image (its mask) lies inside the moving one"
     if found.overlap < LEAST_OVERLAP:
-        wrong.append(
-            f"only {found.overlap:.0%} of the fixed image lies inside the moving one (least {LEAST_OVERLAP:.0%})"
+        wrong.append(f"{inside} (least {LEAST_OVERLAP:.0%})")
+    elif found.overlap < GOOD_OVERLAP:
+        doubts.append(
+            f"{inside} (good from {GOOD_OVERLAP:.0%}): beyond it the field is only continued; mask what matters"
         )
     seen = f"the images show the same in {found.agreement:.0%} of the patches only"
     if found.agreement < LEAST_AGREEMENT:

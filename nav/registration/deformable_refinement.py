@@ -75,7 +75,7 @@ def refined(
         if step > 0:
             field, earlier = field + np.float32(momentum) * (field - earlier), field
         stage.warp(field)
-        kernels.data_term(stage.normal, stage.moved_normal, stage.fixed.mask, stage.valid, per_voxel, matrix, right)
+        kernels.data_term(stage.normal, stage.moved_normal, stage.counted, stage.valid, per_voxel, matrix, right)
         if marks is not None:
             marks.added(stage, field, matrix, right)
         kernels.stiffness(field, per_node, np.float32(SLIDING_STRAIN), np.float32(RESISTED_JACOBIAN), stiff)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.ndimage import map_coordinates
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt, map_coordinates
 
 from nav.geometry.displacement import DisplacementField
 from nav.geometry.volume import Volume
@@ -45,7 +46,7 @@ def searched(stage: Stage, reach_mm: float, block: int, prior: DisplacementField
     count = math.prod(2 * reach + 1)
     costs = np.empty((*blocks[:2], count, blocks[2]), np.float32)
     kernels.search_costs(
-        stage.normal, stage.fixed.mask.astype(np.float32), around.moved_normal, around.valid.astype(np.float32),
+        stage.normal, stage.counted.astype(np.float32), around.moved_normal, around.valid.astype(np.float32),
         reach, stride, block, np.float32(OUTSIDE_COST), costs,
     )  # fmt: skip
     kernels.spread_costs(costs, np.empty((max(blocks[:2]), count, blocks[2]), np.float32))
@@ -53,8 +54,12 @@ def searched(stage: Stage, reach_mm: float, block: int, prior: DisplacementField
     voxels = np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1).reshape(-1, 3)[:, ::-1]
     displacements = float_square(voxels @ volume.ras_from_index[:3, :3].T)
     field, best = np.zeros((*blocks, 3), np.float32), np.empty((*blocks, 3), np.float32)
+    unseen = _unseen(stage.counted, block)
     for tie in TIES:
         kernels.nearest_match(costs, displacements, field, np.float32(tie), best)
+        if tie == 0.0 and unseen.any() and not unseen.all():
+            # All costs are zero there, and one displacement as good as another: start from the nearest one that is not.
+            best = best[tuple(distance_transform_edt(unseen, return_distances=False, return_indices=True))]
         kernels.median_of_neighbours(best, field)
     centre = np.eye(4)
     centre[:3, :3] *= block
@@ -69,3 +74,11 @@ def searched(stage: Stage, reach_mm: float, block: int, prior: DisplacementField
             more = map_coordinates(moved[..., c], at, order=1, mode="nearest")
             field[..., c] += more.reshape(blocks)
     return DisplacementField.of(field, centres)
+
+
+def _unseen(counted: NDArray[np.uint8], block: int) -> NDArray[np.bool_]:
+    """(blocks along k, j, i) that hold no voxel that counts."""
+    out = counted
+    for axis in range(3):
+        out = np.maximum.reduceat(out, np.arange(0, counted.shape[axis], block), axis=axis)
+    return np.asarray(out == 0)

@@ -57,11 +57,16 @@ class LevelImage:
 
 @dataclass(slots=True, eq=False)
 class Stage:
-    """A pair of levels, the fixed one normalised, and the scratch that its steps need."""
+    """A pair of levels, the fixed one normalised, and the scratch that its steps need.
+
+    ``counted``: voxels of the fixed image that are in its mask, and in the moving image as the pose lays them; what no
+    image shows would else be pulled to the nearest thing that one does.
+    """
 
     fixed: LevelImage
     moving: LevelImage
     pose: Array  # moving from fixed, RAS mm
+    counted: NDArray[np.uint8]
     normal: Field
     moved: Field
     moved_normal: Field
@@ -73,7 +78,12 @@ class Stage:
         shape = fixed.array.shape
         normal, moved, moved_normal, one, two = (np.empty(shape, np.float32) for _ in range(5))
         kernels.locally_normalised(fixed.array, RADIUS, np.float32(LEAST_DEVIATION**2), one, two, normal)
-        return cls(fixed, moving, pose, normal, moved, moved_normal, np.empty(shape, np.uint8), (one, two))
+        counted, valid = (np.empty(shape, np.uint8) for _ in range(2))
+        stage = cls(fixed, moving, pose, counted, normal, moved, moved_normal, valid, (one, two))
+        stage.moved_by(np.zeros((1, 1, 1, 3), np.float32), NO_MASK, counted)
+        if fixed.mask.size:
+            counted &= fixed.mask != 0
+        return stage
 
     @classmethod
     def wider(cls, stage: Stage, grid: Volume) -> Stage:
@@ -83,7 +93,7 @@ class Stage:
         valid = np.empty(grid.array.shape, np.uint8)
         # No fixed image: what is not there cannot be compared.
         nothing = np.zeros((0, 0, 0), np.float32)
-        return cls(image, stage.moving, stage.pose, nothing, moved, moved_normal, valid, (one, two))
+        return cls(image, stage.moving, stage.pose, NO_MASK, nothing, moved, moved_normal, valid, (one, two))
 
     @property
     def volume(self) -> Volume:
@@ -114,16 +124,20 @@ class Stage:
             out[..., c] = part
         return out
 
-    def warp(self, field: Field, step: int = kernels.STEP, first: float = 0.0) -> None:
+    def warp(self, field: Field) -> None:
         """Fill ``moved``, ``moved_normal`` and ``valid``."""
+        self.moved_by(field, self.moving.mask, self.valid)
+        kernels.locally_normalised(self.moved, RADIUS, np.float32(LEAST_DEVIATION**2), *self.scratch, self.moved_normal)
+
+    def moved_by(self, field: Field, mask: NDArray[np.uint8], valid: NDArray[np.uint8]) -> None:
+        """Fill ``moved``, and ``valid``: where it is in the moving image and its ``mask``."""
         moving = self.moving.level.volume
         index = moving.index_from_ras @ self.pose @ self.volume.ras_from_index
         turn = (moving.index_from_ras @ self.pose)[:3, :3]
         kernels.warped(
-            self.moving.array, self.moving.mask, np.asarray(index, np.float32), float_square(turn), field, step,
-            np.float32(first), self.moved, self.valid,
+            self.moving.array, mask, np.asarray(index, np.float32), float_square(turn), field, kernels.STEP,
+            np.float32(0.0), self.moved, valid,
         )  # fmt: skip
-        kernels.locally_normalised(self.moved, RADIUS, np.float32(LEAST_DEVIATION**2), *self.scratch, self.moved_normal)
 
     def on_nodes(self, field: Field) -> DisplacementField:
         """A field (k, j, i, 3) of this stage's nodes, with where they are."""
@@ -136,8 +150,10 @@ class Stage:
         return self.at_nodes(uniform_filter(self.squared_difference(), window, mode="nearest"))
 
     def squared_difference(self) -> NDArray[np.float32]:
-        """(k, j, i) of the normalised images as they were last warped; `OUTSIDE_COST` outside the moving one."""
-        return np.where(self.valid != 0, (self.normal - self.moved_normal) ** 2, np.float32(OUTSIDE_COST))
+        """(k, j, i) of the normalised images as they were last warped; `OUTSIDE_COST` where none is counted."""
+        return np.where(
+            self.valid & self.counted != 0, (self.normal - self.moved_normal) ** 2, np.float32(OUTSIDE_COST)
+        )
 
     def at_nodes(self, values: NDArray[Scalar]) -> NDArray[Scalar]:
         """Of values (k, j, i) of the voxels those at the nodes; at nodes beyond the last voxel that one's."""

@@ -40,7 +40,7 @@ LEAF = 8
 #: Deepest tree: 8 · 2³² points.
 _STACK = 32
 #: Up to so many points one thread is quicker than waking others.
-_SERIAL = 16384
+_SERIAL = 4096
 _FEW_STARTS = 8
 #: A step is the last one below so many mm², turns taken 100 mm away.
 _AT_REST, _AT_REST_SIZE = 1e-5, 1e4

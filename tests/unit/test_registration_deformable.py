@@ -233,6 +233,19 @@ def test_folds_are_smoothed_away() -> None:
     assert np.array_equal(same, smooth)
 
 
+def test_beyond_the_moving_image_the_field_goes_on_and_says_so() -> None:
+    half = Volume.of(MOVING.array[: MOVING.array.shape[0] // 2].copy(), BODY_GRID)
+    part = register_deformable(FIXED, half, initial=STAYS)
+    top = half.to_ras(np.array([[0.0, 0.0, half.array.shape[0] - 1.0]]))[0, 2]
+    errors = np.linalg.norm(part.displacement.displacement_at(INSIDE) - smooth_motion(INSIDE), axis=1)
+    seen, beyond = INSIDE[:, 2] < top - 15.0, INSIDE[:, 2] > top + 5.0
+    assert part.verdict is Verdict.DOUBTFUL
+    assert "beyond it the field is only continued" in part.reasons[0]
+    assert np.median(errors[seen]) < 1.0
+    assert (errors[beyond] <= part.expected_error_mm(INSIDE[beyond])).mean() > 0.9
+    assert errors[beyond].max() < 25.0, "it is not pulled back into the image"
+
+
 @pytest.mark.parametrize("turn", [0.0, 0.3])
 def test_a_stage_takes_a_field_over_as_the_field_says(turn: float) -> None:
     rng = np.random.default_rng(31)
