@@ -70,7 +70,7 @@ def test_everything_is_written_and_agrees(
     # ITK takes a point of the slice to the same place by the displacement.
     field = sitk.DisplacementFieldTransform(sitk.ReadImage(str(out / "displacement.nrrd"), sitk.sitkVectorFloat64))
     there = swap_lps_ras(field.TransformPoint(swap_lps_ras(CENTRE).tolist()))
-    assert np.linalg.norm(there - (TRUTH[:3, :3] @ CENTRE + TRUTH[:3, 3])) < 1.5
+    assert np.linalg.norm(there - (TRUTH[:3, :3] @ CENTRE + TRUTH[:3, 3])) < 2.0
 
 
 def test_a_good_one_ends_with_0(files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
