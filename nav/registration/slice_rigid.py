@@ -74,7 +74,7 @@ MOST_MOVED_MM = 7.0
 #: Pieces speak for points so far around their middle (sigma, share of the samples' rms distance from theirs).
 PIECE_SHARE = 0.35
 #: Something has moved if so much is left of a piece and it has moved by more than this, mm; or if so many pieces have
-#: moved by more than that, mm (without motion the third was found to have moved by at most 1.5 mm).
+#: moved by more than that, mm (without motion the third seldom seems to have by more than 1.5 mm).
 MOVED_LOUD, MOVED_MM, MOVED_PIECES, MOVED_TOGETHER_MM = 1.4, 2.0, 3, 2.0
 #: Another pose so far away that explains this share of what the best one explains makes the result ambiguous.
 AMBIGUOUS_MM, AMBIGUOUS_SHARE = 3.0, 0.95
