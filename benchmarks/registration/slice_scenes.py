@@ -8,7 +8,7 @@ noise of its own, and none of this.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -101,12 +101,16 @@ def scene(
     apart_mm: float,
     apart_deg: float,
     motion_mm: float = 0.0,
+    motion_off_mm: float = 0.0,
     thickness_mm: float | None = None,
     slices: int = 1,
     needle: bool = True,
     mirrored: bool = False,
 ) -> Scene:
-    """One scene, ``apart_mm`` and ``apart_deg`` from where its header says (the start is the identity)."""
+    """One scene, ``apart_mm`` and ``apart_deg`` from where its header says (the start is the identity).
+
+    Local motion is largest ``motion_off_mm`` from the needle's tip, in the plane.
+    """
     ct = body.ct
     thickness = rng.uniform(4.0, 8.0) if thickness_mm is None else thickness_mm
     low, high = ct.corners_ras().min(axis=0), ct.corners_ras().max(axis=0)
@@ -128,8 +132,9 @@ def scene(
     there = seen @ truth[:3, :3].T + truth[:3, 3]
     tissue = _look_up(body, there) > -50
     if not tissue.any():
-        return scene(body, rng, apart_mm=apart_mm, apart_deg=apart_deg, motion_mm=motion_mm, thickness_mm=thickness_mm,
-                     slices=slices, needle=needle, mirrored=mirrored)  # fmt: skip
+        return scene(body, rng, apart_mm=apart_mm, apart_deg=apart_deg, motion_mm=motion_mm,
+                     motion_off_mm=motion_off_mm, thickness_mm=thickness_mm, slices=slices, needle=needle,
+                     mirrored=mirrored)  # fmt: skip
     near = tissue & (np.hypot(*(seen - centre)[:, :2].T) < 0.6 * radius)
     pick = seen[near if near.any() else tissue]
     target = pick[rng.integers(len(pick))].copy()
@@ -138,6 +143,10 @@ def scene(
     if motion_mm > 0.0:
         direction = rng.normal(0, 1, 3)
         motion = Motion(motion_mm * direction / np.linalg.norm(direction), target, rng.uniform(20.0, 30.0))
+        if motion_off_mm > 0.0:
+            angle = rng.uniform(0.0, 2.0 * np.pi)
+            away = motion_off_mm * np.array([np.cos(angle), np.sin(angle), 0.0])
+            motion = replace(motion, centre=target + away)
     # Trapezoid: a plateau, and flanks of a fifth of the thickness.
     z = np.linspace(-0.6, 0.6, SUB_SLICES) * thickness
     weight = np.clip((0.6 * thickness - np.abs(z)) / (0.2 * thickness) + 1e-6, 0.0, 1.0)

@@ -16,8 +16,8 @@ from nav.geometry.kernels import KernelSpec
 __all__ = ["KERNELS", "TILE_SUMS", "bump_costs", "tile_sums"]
 
 #: Sums of one tile: the right side of the Hessian by the displacement (xx xy xz yy yz zz), the gradient (3), the
-#: squared residual, and the weights; all weighted.
-TILE_SUMS = 11
+#: squared residual, the weights, and the residual; all weighted.
+TILE_SUMS = 12
 
 
 @njit(nogil=True, cache=True, inline="always", error_model="numpy", fastmath={"nsz", "arcp", "contract", "reassoc"})
@@ -132,6 +132,7 @@ def tile_sums(slices, volume, index, turn, displacement, tile, scale, offset, ro
                         out[row, column, 8] += w * gz * r
                         out[row, column, 9] += w * r * r
                         out[row, column, 10] += w
+                        out[row, column, 11] += w * r
 
 
 _IMAGE = "Array(float32, 3, 'C', readonly=True)"

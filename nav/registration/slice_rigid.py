@@ -29,6 +29,7 @@ from nav.registration.error_distribution import jackknife_covariance, radius_of_
 from nav.registration.landmarks import point_covariance
 from nav.registration.pyramid import Level
 from nav.registration.slice_image import BANDS, SliceImage, SliceSamples
+from nav.registration.slice_needle import without_shadow
 from nav.registration.slice_preparation import SlicePreparation
 from nav.registration.verdict import ImageRegistrationError, Verdict
 
@@ -66,6 +67,15 @@ GROUPS = kernels.BLOCKS // 4
 #: A piece of fewer samples says nothing of its own; how far one may have shifted, mm; and how much more its shift
 #: varies than independent pixels of Gaussian noise would have it.
 LEAST_OF_GROUP, SHIFT_PRIOR_MM, SHIFT_NOISE = 50.0, 5.0, 2.0
+#: Where so much is left of a piece, in standard deviations of a quiet piece, it has moved by so many of its steps.
+SHORT = ((1.0, 1.2), (1.2, 4.2))
+#: ... and by no more than this, mm: where motion of 10 mm is in its middle.
+MOST_MOVED_MM = 7.0
+#: Pieces speak for points so far around their middle (sigma, share of the samples' rms distance from theirs).
+PIECE_SHARE = 0.35
+#: Something has moved if so much is left of a piece and it has moved by more than this, mm; or if so many pieces have
+#: moved by more than that, mm (without motion the third seldom seems to have by more than 1.5 mm).
+MOVED_LOUD, MOVED_MM, MOVED_PIECES, MOVED_TOGETHER_MM = 1.4, 2.0, 3, 2.0
 #: Another pose so far away that explains this share of what the best one explains makes the result ambiguous.
 AMBIGUOUS_MM, AMBIGUOUS_SHARE = 3.0, 0.95
 
@@ -113,9 +123,15 @@ class SliceRegistration:
         Centre of the slices where they were found, CT frame, mm.
     covariance : (6, 6) float64
         Of (translation mm, rotation vector rad) at ``centre_ras``, CT frame: of the pose alone.
-    deformation_mm : float
-        How far the pieces of the slice lie from where the pose takes them, root mean square: what a rigid transform
-        cannot follow.
+    pieces_ras : (n, 3) float64
+        Middles of the pieces of the slice that show enough, CT frame, mm.
+    pieces_mm, pieces_known : (n,) float64
+        How far each lies from where the pose takes it: what a rigid transform cannot follow; how well that is known, 0
+        to 1.
+    reach_mm : float
+        How far around its middle a piece speaks for, mm (sigma).
+    loudest : float
+        Residual of the piece with the largest, in standard deviations of a quiet piece (the lower quartile).
     second_share : float
         How much of what this pose explains the best pose elsewhere explains; 0 where there is no other.
     second_mm : float
@@ -136,15 +152,36 @@ class SliceRegistration:
     offset: float
     centre_ras: Array
     covariance: Array
-    deformation_mm: float
+    pieces_ras: Array
+    pieces_mm: Array
+    pieces_known: Array
+    reach_mm: float
+    loudest: float
     second_share: float
     second_mm: float
     verdict: Verdict
     reasons: tuple[str, ...]
 
+    @property
+    def deformation_mm(self) -> float:
+        """How far the pieces of the slice lie from where the pose takes them, root mean square; infinite if unknown."""
+        if not self.pieces_known.sum() > 0.0:
+            return math.inf
+        return math.sqrt(float(np.average(self.pieces_mm**2, weights=self.pieces_known)))
+
+    def moved_mm(self, points_ras: ArrayLike) -> Array:
+        """(n,) how far what lies at points of the CT, (n, 3) RAS mm, may have moved on its own, root mean square."""
+        p = np.atleast_2d(np.asarray(points_ras, np.float64))
+        if not self.pieces_known.sum() > 0.0:
+            return np.full(len(p), math.inf)
+        far = ((p[:, None] - self.pieces_ras) ** 2).sum(axis=-1) / self.reach_mm**2
+        weights = np.exp(-0.5 * (far - far.min(axis=1, keepdims=True))) * np.maximum(self.pieces_known, 1e-6)
+        return np.asarray(np.sqrt(weights @ self.pieces_mm**2 / weights.sum(axis=1)))
+
     def covariance_at(self, points_ras: ArrayLike) -> Array:
         """(n, 3, 3) covariance, mm², of where the pose puts what lies at points of the CT, (n, 3) RAS mm."""
-        return np.asarray(self.pose_covariance_at(points_ras) + self.deformation_mm**2 / 3.0 * np.eye(3))
+        own = self.moved_mm(points_ras) ** 2 / 3.0
+        return np.asarray(self.pose_covariance_at(points_ras) + own[:, None, None] * np.eye(3))
 
     def pose_covariance_at(self, points_ras: ArrayLike) -> Array:
         """(n, 3, 3) as `covariance_at`, of the pose alone: without what a rigid transform cannot follow."""
@@ -237,6 +274,7 @@ def register_slice(
     robust = 1.0 / (ROBUST**2 * max(float(result[6]), 1e-9))
     blocks = _blocks(samples, levels[0], pose, result, robust)
     covariance = _jackknife(blocks, float(result[4]))
+    pieces = _pieces(image, samples, levels[0], pose, result)
     turn = np.kron(np.eye(2), rotation)
     explained, quiet = _patches(image, prepared, matrix, result)
     registration = SliceRegistration(
@@ -251,7 +289,9 @@ def register_slice(
         float(result[5]),
         pose[:, 3].copy(),
         turn @ covariance @ turn.T,
-        _shifts_mm(blocks, float(result[4])),
+        *pieces[:3],
+        PIECE_SHARE * samples.size_mm,
+        pieces[3],
         *second,
         Verdict.GOOD,
         (),
@@ -367,25 +407,44 @@ def _jackknife(blocks: Array, scale: float) -> Array:
     return jackknife_covariance(left)
 
 
-def _shifts_mm(blocks: Array, scale: float) -> float:
-    """Root mean square of the shifts that bring the pieces of the slice to rest, each on its own, noise taken off."""
-    squares, weights = [], []
-    for block in blocks:
-        s = block[: kernels.COUNT].reshape(kernels.SIDE, kernels.SIDE)
-        if block[kernels.COUNT] < LEAST_OF_GROUP:
-            continue
-        # The prior keeps at rest what nothing in the piece determines.
-        variance = s[8, 8] / s[7, 7]
-        hessian = scale**2 * s[:3, :3] + variance / SHIFT_PRIOR_MM**2 * np.eye(3)
-        spread = np.linalg.inv(hessian)
-        shift = -spread @ (scale * s[:3, 8])
-        known = spread @ (scale**2 * s[:3, :3])
-        noise = variance * float(np.trace(spread @ known))
-        squares.append(float(shift @ shift) - SHIFT_NOISE * noise)
-        weights.append(float(np.trace(known)) / 3.0)
-    if not squares or not sum(weights) > 0.0:
-        return math.inf
-    return math.sqrt(max(float(np.average(squares, weights=weights)), 0.0))
+def _pieces(
+    image: SliceImage, samples: SliceSamples, level: Level, pose: Array, result: Array
+) -> tuple[Array, Array, Array, float]:
+    """Of every piece of the slice: its middle (n, 3) RAS mm, how far it has moved and how well that is known (n,).
+
+    The shadow of a needle is left out, and all residuals count the same: those of what has moved are what is looked
+    for. A single step from the pose falls short of a shift longer than structures are wide, and the more so the more
+    is left of them; how much was measured. Last, what is left of the noisiest piece, in standard deviations of a
+    quiet one.
+    """
+    shown = without_shadow(image).known != 0
+    at = np.rint(image.volume.to_index(samples.points + image.centre)).astype(np.intp)
+    lit = shown[at[:, 2], at[:, 1], at[:, 0]]
+    seen = replace(samples, points=np.where(lit[:, None], samples.points, np.float32(np.nan)))
+    blocks = _blocks(seen, level, pose, result, 0.0)
+    # Middles of the blocks, then of the pieces of two by two of them.
+    n = len(samples.values)
+    bounds = n * np.arange(kernels.BLOCKS) // kernels.BLOCKS
+    middles = np.add.reduceat(samples.points, bounds, axis=0) / np.diff(np.append(bounds, n))[:, None]
+    half = BANDS // 2
+    middles = middles.reshape(half, 2, half, 2, 3).mean(axis=(1, 3)).reshape(GROUPS, 3)
+    sums = blocks[:, : kernels.COUNT].reshape(-1, kernels.SIDE, kernels.SIDE)
+    used = np.flatnonzero(blocks[:, kernels.COUNT] >= LEAST_OF_GROUP)
+    if not len(used):
+        return np.zeros((0, 3)), np.zeros(0), np.zeros(0), 1.0
+    sums = sums[used]
+    scale = float(result[4])
+    variances = np.maximum(sums[:, 8, 8] / sums[:, 7, 7], 1e-9)
+    loud = np.sqrt(variances / np.quantile(variances, 0.25))
+    # The prior keeps at rest what nothing in the piece determines.
+    hessians = scale**2 * sums[:, :3, :3]
+    spreads = np.linalg.inv(hessians + (variances / SHIFT_PRIOR_MM**2)[:, None, None] * np.eye(3))
+    shifts = np.linalg.norm(spreads @ (scale * sums[:, :3, 8:]), axis=(1, 2))
+    known = np.trace(spreads @ hessians, axis1=1, axis2=2) / 3.0
+    noise = variances * np.trace(spreads @ hessians @ spreads, axis1=1, axis2=2)
+    left = np.sqrt(np.maximum(shifts**2 - SHIFT_NOISE * noise, 0.0))
+    moved = np.minimum(np.interp(loud, *SHORT) * left, MOST_MOVED_MM)
+    return pose[:, 3] + middles[used] @ pose[:, :3].T, moved, known, float(loud.max())
 
 
 def residual_patches(
@@ -466,7 +525,14 @@ def _judged(found: SliceRegistration, start: Array, *, settled: bool) -> SliceRe
             f"a pose {found.second_mm:.0f} mm away explains {found.second_share:.0%} of what this one does (good up to "
             f"{AMBIGUOUS_SHARE:.0%}): start nearer or take more slices"
         )
-    error = float(found.expected_error_mm(found.centre_ras)[0])
+    farthest = float(found.pieces_mm.max(initial=0.0))
+    together = int((found.pieces_mm > MOVED_TOGETHER_MM).sum()) >= MOVED_PIECES
+    if together or (found.loudest > MOVED_LOUD and farthest > MOVED_MM):
+        doubts.append(
+            f"part of the slice has moved on its own, by some {farthest:.0f} mm: follow it (--deform), or do not "
+            "rely on the pose there"
+        )
+    error = radius_of_share(found.pose_covariance_at(found.centre_ras)[0], dof=float(GROUPS - 1))
     if not error <= GOOD_ERROR_MM:
         doubts.append(f"the pose is known to {error:.1f} mm only (good up to {GOOD_ERROR_MM:g} mm): take more slices")
     verdict, reasons = Verdict.GOOD, tuple(doubts)

@@ -259,7 +259,7 @@ def test_normal_equations_of_the_displacement(shape: tuple[int, int, int], robus
     w = 1.0 / (1.0 + r * r * robust)
     rows = np.column_stack([
         g[:, 0] ** 2, g[:, 0] * g[:, 1], g[:, 0] * g[:, 2], g[:, 1] ** 2, g[:, 1] * g[:, 2], g[:, 2] ** 2,
-        g[:, 0] * r, g[:, 1] * r, g[:, 2] * r, r * r, np.ones(len(r)),
+        g[:, 0] * r, g[:, 1] * r, g[:, 2] * r, r * r, np.ones(len(r)), r,
     ])  # fmt: skip
     whole = np.zeros((slices.size, deform.TILE_SUMS))
     whole[inside] = np.nan_to_num(w[:, None] * rows)

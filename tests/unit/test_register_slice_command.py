@@ -54,11 +54,11 @@ def test_everything_is_written_and_agrees(
     assert "too little structure near it" in report["reasons"][0]
     assert (report["method"], report["thickness_mm"], report["threads"]) == ("slice", THICKNESS_MM, 1)
     assert report["tre_mm"]["before"]["mean"] > 6.0
-    assert report["tre_mm"]["after"]["max"] < 1.5
+    assert report["tre_mm"]["after"]["max"] < 2.0
     assert 0.0 < report["expected_error_mm"]["median"] < report["expected_error_mm"]["p95"]
     assert report["inverse_consistency_mm"] is None
     assert report["preparation_seconds"] > 0.0
-    assert report["deform"]["longest_mm"] < 3.0
+    assert report["deform"]["longest_mm"] < 4.0
     written = read_itk_rigid(out / "transform.tfm", "MovingToFixed")
     np.testing.assert_allclose(written.matrix, report["transform"]["matrix_ras_mm"], atol=1e-9)
     # What the slice sees and the CT found there are one picture, on one grid.
@@ -70,7 +70,7 @@ def test_everything_is_written_and_agrees(
     # ITK takes a point of the slice to the same place by the displacement.
     field = sitk.DisplacementFieldTransform(sitk.ReadImage(str(out / "displacement.nrrd"), sitk.sitkVectorFloat64))
     there = swap_lps_ras(field.TransformPoint(swap_lps_ras(CENTRE).tolist()))
-    assert np.linalg.norm(there - (TRUTH[:3, :3] @ CENTRE + TRUTH[:3, 3])) < 1.5
+    assert np.linalg.norm(there - (TRUTH[:3, :3] @ CENTRE + TRUTH[:3, 3])) < 2.0
 
 
 def test_a_good_one_ends_with_0(files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,8 @@ from slice_phantom import (
 from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
 from nav.registration.slice_deformable import deform_slice, needle_point
+from nav.registration.slice_image import SliceImage
+from nav.registration.slice_needle import without_shadow
 from nav.registration.slice_preparation import SlicePreparation, prepare_for_slices
 from nav.registration.slice_rigid import SliceRegistration, register_slice
 from nav.registration.verdict import ImageRegistrationError, Verdict
@@ -153,6 +155,57 @@ def test_local_motion_is_followed(prepared: dict[str, SlicePreparation], peak: l
     # Far from the needle nothing moves.
     far = (CENTRE + 85.0 * np.array([1.0, 0, 0]))[None]
     np.testing.assert_array_equal(deformed.displacement_at(far), np.zeros((1, 3)))
+
+
+def test_a_pose_says_that_a_piece_of_the_slice_has_moved(prepared: dict[str, SlicePreparation]) -> None:
+    grid, truth = GRIDS["upright"], away(4.0, 3.0)
+    place = CENTRE + np.array([30.0, 30.0, 0.0])
+    points = points_of(grid)
+    there = np.linalg.norm(points - place, axis=1) < 20.0
+    stated, verdicts = [], []
+    for peak in (0.0, 10.0):
+        moved = bump(place, np.array([0.0, peak, 0.0]), width=22.0)
+        found = register_slice(prepared["upright"], seen(grid, truth, motion=moved), initial=HERE)
+        at = found.transform.apply(points)
+        errors = np.linalg.norm(at - (points @ truth[:3, :3].T + truth[:3, 3] + moved(points)), axis=1)
+        stated.append(found.expected_error_mm(at))
+        verdicts.append(found.verdict)
+        assert (errors <= stated[-1]).mean() > 0.85
+    assert verdicts == [Verdict.GOOD, Verdict.DOUBTFUL]
+    assert any("moved on its own" in reason for reason in found.reasons)
+    assert stated[0].max() < 2.0
+    assert stated[1][there].mean() > 3.0 * stated[0][there].mean()
+    # It widens where something has moved, more than elsewhere.
+    assert stated[1][there].mean() > 1.5 * np.median(stated[1][~there])
+
+
+def test_the_shadow_of_a_needle_is_not_known_and_as_wide_as_it_is() -> None:
+    grid = np.diag([1.0, 1.0, 5.0, 1.0])
+    values = np.random.default_rng(1).normal(40.0, 10.0, (1, 120, 120)).astype(np.float32)
+    values[0, 59:61, 70:] = 2500.0
+    image = SliceImage.of(Volume.of(values, grid))
+    assert (image.known[0, 50] != 0).all()
+    distance = np.abs(np.arange(120) - 59.5)
+    # Unmeasured: as wide and as long as one can be.
+    known = without_shadow(image).known[0] != 0
+    np.testing.assert_array_equal(known[:, 100], distance >= 11.0)
+    np.testing.assert_array_equal(known[:, 11], distance >= 11.0)
+    assert known[:, :9].all()
+
+    # 8 mm to either side of the shaft, and nothing beyond its tip.
+    def residuals(pixels: NDArray[np.intp]) -> NDArray[np.float64]:
+        return np.where((np.abs(pixels[:, 1] - 59.5) < 8.0) & (pixels[:, 0] >= 70), -200.0, 0.0)
+
+    known = without_shadow(image, residuals, 10.0).known[0] != 0
+    np.testing.assert_array_equal(known[:, 100], distance >= 8.0)
+    assert known[:50].all()
+    assert known[:, :60].all()
+    # A ball of metal is no needle, and neither is a speck.
+    for part in (np.s_[0, 50:60, 50:60], np.s_[0, 50, 50:52]):
+        ball = np.random.default_rng(2).normal(40.0, 10.0, (1, 120, 120)).astype(np.float32)
+        ball[part] = 2500.0
+        image = SliceImage.of(Volume.of(ball, grid))
+        assert np.array_equal(without_shadow(image).known, image.known)
 
 
 def test_no_motion_stays_none(prepared: dict[str, SlicePreparation]) -> None:
