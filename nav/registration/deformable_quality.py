@@ -28,6 +28,7 @@ from nav.registration import deformable_kernels as kernels
 from nav.registration import rigid_kernels
 from nav.registration.deformable_stage import Field, Stage, derivatives_of
 from nav.registration.error_distribution import radius_of_share
+from nav.registration.pyramid import NO_MASK
 from nav.registration.verdict import Verdict
 
 __all__ = ["Quality", "expected_error_mm", "judged", "looked_at"]
@@ -87,6 +88,8 @@ def looked_at(stage: Stage, found: DisplacementField, apart: Field, back: Stage,
     stage.warp(np.zeros_like(field))
     looked = _looked(stage)
     before = _correlation(stage, looked)
+    inside = np.empty_like(stage.valid)
+    stage.moved_by(field, NO_MASK, inside)  # a mask is a choice; only where the image ends is nothing to choose
     stage.warp(field)
     looked = _looked(stage)
     after = _correlation(stage, looked)
@@ -109,7 +112,7 @@ def looked_at(stage: Stage, found: DisplacementField, apart: Field, back: Stage,
         seen = np.ones(stage.nodes, bool)
     error = np.sqrt(variance).astype(np.float32)
     return Quality(
-        before, after, float(stage.at_nodes(stage.valid & stage.counted)[_in_mask(stage)].mean()), _agreement(stage),
+        before, after, float(stage.at_nodes(inside)[_in_mask(stage)].mean()), _agreement(stage),
         float(np.sqrt((away[seen] ** 2).mean())), float((away[seen] > LOST_MM).mean()),
         Volume.of(error, stage.ras_from_node),
     )  # fmt: skip

@@ -59,8 +59,8 @@ class LevelImage:
 class Stage:
     """A pair of levels, the fixed one normalised, and the scratch that its steps need.
 
-    ``counted``: voxels of the fixed image that are in its mask, and in the moving image as the pose lays them; what no
-    image shows would else be pulled to the nearest thing that one does.
+    ``counted``: voxels of the fixed image that are in its mask, and in the moving image and its mask as the pose lays
+    them; what no image shows would else be pulled to the nearest thing that one does.
     """
 
     fixed: LevelImage
@@ -80,7 +80,7 @@ class Stage:
         kernels.locally_normalised(fixed.array, RADIUS, np.float32(LEAST_DEVIATION**2), one, two, normal)
         counted, valid = (np.empty(shape, np.uint8) for _ in range(2))
         stage = cls(fixed, moving, pose, counted, normal, moved, moved_normal, valid, (one, two))
-        stage.moved_by(np.zeros((1, 1, 1, 3), np.float32), NO_MASK, counted)
+        stage.moved_by(np.zeros((1, 1, 1, 3), np.float32), moving.mask, counted)
         if fixed.mask.size:
             counted &= fixed.mask != 0
         return stage
