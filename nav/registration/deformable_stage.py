@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,7 +13,7 @@ from nav.geometry.displacement import DisplacementField
 from nav.geometry.volume import Volume
 from nav.registration import deformable_kernels as kernels
 from nav.registration.image_checks import check_image
-from nav.registration.pyramid import NO_MASK, Level, image_pyramid, mask_at
+from nav.registration.pyramid import NO_MASK, Level, image_pyramid, mask_at, nearest_level
 
 __all__ = [
     "OUTSIDE_COST",
@@ -196,6 +195,6 @@ def stages_of(
         pitch = image.level.pitch_mm
         if len(out) >= 2 and (image.array.size > MOST_VOXELS or pitch < finest_mm):
             break
-        alike = min(moving, key=lambda m: abs(math.log(m.level.pitch_mm / pitch)))
-        out.append(Stage.of(image, alike, np.asarray(pose, np.float64)))
+        alike = nearest_level([one.level for one in moving], pitch)
+        out.append(Stage.of(image, moving[alike], np.asarray(pose, np.float64)))
     return out

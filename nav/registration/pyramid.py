@@ -6,6 +6,8 @@ so that the levels become as isotropic as the image allows.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from nav.geometry.kernels import KernelSpec
 from nav.geometry.volume import Volume
 
-__all__ = ["KERNELS", "LEAST_VOXELS", "NO_MASK", "Level", "image_pyramid", "mask_at"]
+__all__ = ["KERNELS", "LEAST_VOXELS", "NO_MASK", "Level", "image_pyramid", "mask_at", "nearest_level"]
 
 #: As kernels take it where there is no mask.
 NO_MASK = np.zeros((0, 0, 0), np.uint8)
@@ -84,6 +86,11 @@ def image_pyramid(image: Volume, coarsest_mm: float) -> tuple[Level, ...]:
         full_from_level[:3, 3] = (factors - 1) / 2.0
         levels.append(Level(Volume.of(out, image.ras_from_index @ full_from_level), factors))
     return tuple(levels)
+
+
+def nearest_level(levels: Sequence[Level], pitch_mm: float) -> int:
+    """Which of the levels has the pitch that is nearest, in ratio, to ``pitch_mm``."""
+    return min(range(len(levels)), key=lambda n: abs(math.log(levels[n].pitch_mm / pitch_mm)))
 
 
 def mask_at(mask: NDArray[np.generic] | None, level: Level) -> NDArray[np.uint8]:

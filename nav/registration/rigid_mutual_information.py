@@ -33,7 +33,7 @@ from nav.geometry.rigid import Rigid, rotation_angle_rad
 from nav.geometry.volume import Volume
 from nav.registration import mutual_information_kernels as kernels
 from nav.registration import pyramid, rigid_kernels
-from nav.registration.pyramid import Level
+from nav.registration.pyramid import Level, nearest_level
 from nav.registration.rigid_common import (
     FARTHEST_DEG,
     FARTHEST_MM,
@@ -203,15 +203,11 @@ def _in_bins(levels: Sequence[Masked], used: Sequence[Masked]) -> list[Masked]:
     return out
 
 
-def _alike(level: Level, others: Sequence[Masked]) -> Masked:
-    """Of the ``others``, the level whose pitch is nearest to that of ``level``."""
-    return min(others, key=lambda other: abs(math.log(other[0].pitch_mm / level.pitch_mm)))
-
-
 def _pairs(fixed: Sequence[Masked], moving: Sequence[Masked], finest_mm: float) -> list[Pair]:
     """Levels to use, in bins, from the finest: those of the fixed image, each with the one of its pitch."""
     ones = [one for one in fixed if one[0].pitch_mm >= finest_mm] or [fixed[-1]]
-    others = [_alike(level, moving) for level, _ in ones]
+    of_moving = [level for level, _ in moving]
+    others = [moving[nearest_level(of_moving, level.pitch_mm)] for level, _ in ones]
     return list(zip(_in_bins(fixed, ones), _in_bins(moving, others), strict=True))
 
 

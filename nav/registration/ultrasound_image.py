@@ -31,7 +31,7 @@ from nav.registration import pyramid
 from nav.registration import ultrasound_kernels as kernels
 from nav.registration.error_distribution import jackknife_covariance, radius_of_share
 from nav.registration.landmarks import point_covariance
-from nav.registration.pyramid import LEAST_VOXELS, image_pyramid, mask_at
+from nav.registration.pyramid import LEAST_VOXELS, image_pyramid, mask_at, nearest_level
 from nav.registration.ultrasound_frames import (
     MOST_FRAMES,
     FrameLevel,
@@ -233,7 +233,7 @@ def _channels(
     made: dict[int, tuple[Array, NDArray[np.float32]]] = {}
     out = []
     for pitch in pitches_mm:
-        n = min(range(len(levels)), key=lambda n: abs(math.log(levels[n].pitch_mm / pitch)))
+        n = nearest_level(levels, pitch)
         if n not in made:
             volume = levels[n].volume
             channels = np.empty((*volume.array.shape, 2), np.float32)
