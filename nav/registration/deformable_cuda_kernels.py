@@ -11,6 +11,7 @@ it with few.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,7 @@ def _normalised(count, image, radius, floor, sums, squares, out):  # type: ignor
         share = np.float32(1.0 / ((end - first) * in_j * in_i))
         mean = s * share
         variance = max(q * share - mean * mean, np.float32(0.0))
-        out[k, j, i] = (image[k, j, i] - mean) / np.sqrt(variance + floor)
+        out[k, j, i] = (image[k, j, i] - mean) / math.sqrt(variance + floor)
 
 
 def locally_normalised(image: Any, radius: int, floor: np.float32, sums: Any, squares: Any, out: Any) -> None:
