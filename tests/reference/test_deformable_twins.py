@@ -184,7 +184,7 @@ def test_the_solution_solves_its_equations(kernels: Any, shape: tuple[int, int, 
     count = int(np.prod(shape))
     half = np.random.default_rng(14).normal(0, 1, (count, 3, 3))
     blocks = half @ half.transpose(0, 2, 1)
-    matrix = blocks[:, *np.triu_indices(3)].reshape(*shape, 6).astype(np.float32)
+    matrix = np.ascontiguousarray(blocks[:, *np.triu_indices(3)].reshape(*shape, 6), np.float32)
     right, before, stiff = noise(15, *shape, 3), noise(16, *shape, 3), np.abs(noise(17, *shape)) + np.float32(0.1)
     per_axis = np.array([0.8, 0.5, 0.3], np.float32)
     out = before.copy()
