@@ -30,10 +30,11 @@ demo: setup
 	@$(BIN)/ablation-nav demo $(ARGS)
 
 # The twins run twice more: without the compiler (the kernels' Python is right) and with bounds checks (a compiled
-# kernel reads garbage outside an array and says nothing). The checked code has a cache of its own.
+# kernel reads garbage outside an array and says nothing). The checked code has a cache of its own. A simulator stands in
+# for a GPU where the compiler is off.
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
-	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest tests/reference
+	NUMBA_DISABLE_JIT=1 NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest tests/reference
 	NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=.numba_cache/boundscheck $(BIN)/python -m pytest tests/reference
 
 lint: setup

@@ -1,18 +1,20 @@
 """Deformable registration: landmarks of a lung and of breathing livers, known deformations of the abdomen.
 
-    python benchmarks/registration/deformable.py [--cases 20] [--stated 60] [--wrong 20] [--peers] [--json FILE]
+    python benchmarks/registration/deformable.py [--cases 20] [--stated 60] [--wrong 20] [--peers] [--gpu] [--json FILE]
 
 Data: the shared folder's lung CT pair (51 landmarks), liver MR pairs (landmarks inside and outside the liver), and the
 abdominal CTs at 256×256×128 voxels: the moving image is the CT, the fixed one the CT resampled with cubic splines
 through a random smooth deformation of up to 18 mm; noise of 20 HU on both, or the contrast phase changed too. Stated
 errors and wrong pairs: at half the resolution, deformations of 2 to 18 mm over 25 to 60 mm, noise of 5 to 40 HU, one
 in three with another contrast phase. Every part runs in a process of its own, so that its peak memory can be told.
+On a GPU (``--gpu``): lung and first abdominal case, times and how far it is from the processor's result.
 Peers (on the lung and on the first abdominal case): SimpleITK's demons, and where installed elastix and greedy.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -20,6 +22,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,8 @@ from nav.io.image_file import read_image_file, swap_lps_ras
 from nav.io.itk import sitk
 from nav.io.point_files import read_points
 from nav.registration import rigid_image
-from nav.registration.deformable import KERNELS, register_deformable
+from nav.registration.deformable import KERNELS, prepare_device, register_deformable
+from nav.registration.deformable_device import CPU, device_named
 from nav.registration.verdict import Verdict
 
 Array = NDArray[np.float64]
@@ -283,6 +287,39 @@ def wrong(cases: int) -> dict[str, Any]:
     }
 
 
+def first_abdomen() -> Case:
+    name, path = next(iter(SOURCES.items()))
+    rng = np.random.default_rng(sum(name.encode()))
+    return Case(body(path), organ_of(name), rng, peak_mm=18.0, wave_mm=40.0, noise=NOISE_HU, contrast=False)
+
+
+def gpu() -> dict[str, Any]:
+    """Seconds and errors on the processor and on the GPU, and how far the fields are apart at the nodes."""
+    device, case = device_named("cuda"), first_abdomen()
+    case.errors(np.zeros_like, case.held)
+    at = np.rint(case.fixed.to_index(case.points)[:, ::-1]).astype(int)
+    truth = case.points + case.field[tuple(at.T)]
+    pairs = {"lung": lung_pair(), "abdomen": (case.fixed, case.moving, case.points, truth, STAYS)}
+    out: dict[str, Any] = {"seconds_to_compile": timed(partial(prepare_device, device))[1]}
+    for (pair, (fixed, moving, one, two, rigid)), preset in itertools.product(pairs.items(), PRESETS):
+        kept: dict[str, Any] = {}
+        fields = []
+        for where in (CPU, device):
+            call = partial(register_deformable, fixed, moving, initial=rigid, device=where, **PRESETS[preset])
+            runs = [timed(call) for _ in range(6)]
+            found = [result.displacement for result, _ in runs]
+            kept[where.name] = {
+                "seconds": float(np.median([seconds for _, seconds in runs[1:]])),
+                "tre_mm": distances(np.linalg.norm(found[0].apply(one) - two, axis=1)),
+                "same_every_time": all(np.array_equal(f.vectors, found[0].vectors) for f in found),
+            }
+            fields.append(found[0].vectors)
+        apart = np.linalg.norm(fields[1] - fields[0], axis=-1)
+        kept["apart_mm"] = distances(apart) | {"p99": float(np.percentile(apart, 99))}
+        out[f"{pair}, {preset}"] = kept
+    return out
+
+
 # --- peers, all in LPS, on images that lie on each other rigidly -----------------------------------------------------
 
 
@@ -358,10 +395,7 @@ def peers() -> dict[str, Any]:
     methods = {"SimpleITK demons": by_demons, "elastix": by_elastix, "greedy": by_greedy}
     out: dict[str, Any] = {}
     fixed, moving, one, two, rigid = lung_pair()
-    name, path = next(iter(SOURCES.items()))
-    ct = body(path)
-    case = Case(ct, organ_of(name), np.random.default_rng(sum(name.encode())), peak_mm=18.0, wave_mm=40.0,
-                noise=NOISE_HU, contrast=False)  # fmt: skip
+    case = first_abdomen()
     aligned = Volume.of(moving.array, rigid.matrix @ moving.ras_from_index)
     pairs = {"lung": (itk_image(fixed), itk_image(aligned)), "abdomen": (itk_image(case.fixed), itk_image(case.moving))}
     for method, call in methods.items():
@@ -381,6 +415,7 @@ def peers() -> dict[str, Any]:
 
 PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "lung": lung, "livers": livers, "abdomen": abdomen, "stated": stated, "wrong": wrong, "peers": peers,
+    "gpu": gpu,
 }  # fmt: skip
 
 
@@ -398,6 +433,7 @@ def main() -> int:
     parser.add_argument("--stated", type=int, default=60, help="cases for the stated error; 0: none")
     parser.add_argument("--wrong", type=int, default=20, help="cases of each kind of wrong pair; 0: none")
     parser.add_argument("--peers", action="store_true", help="run the peers too (minutes)")
+    parser.add_argument("--gpu", action="store_true", help="on a GPU too")
     parser.add_argument("--only", help="one part: " + ", ".join(PARTS))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -409,6 +445,7 @@ def main() -> int:
     chosen |= {"stated": (options.stated,)} if options.stated else {}
     chosen |= {"wrong": (options.wrong,)} if options.wrong else {}
     chosen |= {"peers": ()} if options.peers else {}
+    chosen |= {"gpu": ()} if options.gpu else {}
     if options.only:
         chosen = {options.only: chosen.get(options.only, ())}
     context = multiprocessing.get_context("spawn")

@@ -44,6 +44,7 @@ _KNOWN: tuple[tuple[str, str, ExitCode], ...] = (
     ("nav.geometry.volume", "VolumeError", ExitCode.INPUT),
     ("nav.registration.landmarks", "RegistrationError", ExitCode.INPUT),
     ("nav.registration.verdict", "ImageRegistrationError", ExitCode.INPUT),
+    ("nav.registration.deformable_device", "DeviceError", ExitCode.ENVIRONMENT),
     ("nav.ablation.tumour", "TumourError", ExitCode.INPUT),
     ("nav.guidance.compute", "PlanError", ExitCode.INPUT),
     ("nav.runtime.recording", "RecordingError", ExitCode.INPUT),

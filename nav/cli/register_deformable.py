@@ -51,6 +51,9 @@ def deformable(
     ] = 0.0,
     preset: Annotated[str, typer.Option(help="fast (down to 2 mm, nothing slides) or good.")] = "good",
     threads: Annotated[int, typer.Option(help="0: all. The result does not depend on it.", min=0)] = 0,
+    device: Annotated[
+        str, typer.Option(help="cpu, or cuda: on an NVIDIA GPU, with the extra gpu of this package.")
+    ] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON (docs/register-json.md).")] = False,
 ) -> None:
     """See ``HELP``."""
@@ -63,19 +66,25 @@ def deformable(
     from nav.imaging.resample import coarser_grid, resample_displaced, resample_rigid, upright_grid
     from nav.io.displacement_file import read_displacement, write_displacement
     from nav.io.volume_file import write_volume
-    from nav.registration.deformable import KERNELS, register_deformable
+    from nav.registration.deformable import KERNELS, prepare_device, register_deformable
+    from nav.registration.deformable_device import DEVICES, device_named
 
     if preset not in FINEST_MM:
         raise CommandError(f"--preset {preset}: there are {' and '.join(FINEST_MM)}", ExitCode.USAGE)
+    if device not in DEVICES:
+        raise CommandError(f"--device {device}: there are {' and '.join(DEVICES)}", ExitCode.USAGE)
     if use_points and fixed_points is None:
         raise CommandError("--use-points needs --fixed-points and --moving-points", ExitCode.USAGE)
     steps = Steps()
-    used = shared.set_threads(threads)
+    used, runs_on = shared.set_threads(threads), device_named(device)
     given = shared.read_inputs(
         shared.Files(fixed, moving, fixed_mask, moving_mask, fixed_points, moving_points, init), steps
     )
     earlier = None if start is None else read_displacement(start)
     shared.prepare(KERNELS, steps)
+    if device != "cpu":
+        with steps.step("Preparing the GPU"):
+            prepare_device(runs_on)
     out.mkdir(parents=True, exist_ok=True)
     landmarks = None
     if use_points and given.points is not None:
@@ -85,7 +94,7 @@ def deformable(
         result = register_deformable(
             given.fixed, given.moving, initial=given.initial, fixed_mask=given.fixed_mask,
             moving_mask=given.moving_mask, landmarks=landmarks, start=earlier, finest_mm=FINEST_MM[preset],
-            sliding=preset != "fast", progress=update,
+            sliding=preset != "fast", device=runs_on, progress=update,
         )  # fmt: skip
         seconds = time.perf_counter() - begin
     points = shared.points_inside(given.fixed, given.fixed_mask, _POINTS)
@@ -93,6 +102,7 @@ def deformable(
         "method": "deformable",
         "preset": preset,
         "threads": used,
+        "device": runs_on.name,
         "seconds": seconds,
         "iterations": result.iterations,
         "similarity": {"before": result.similarity_before, "after": result.similarity_after},

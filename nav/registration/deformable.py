@@ -30,13 +30,14 @@ from nav.geometry.kernels import KernelSpec
 from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
 from nav.registration import deformable_kernels, pyramid, rigid_kernels
+from nav.registration.deformable_device import CPU, Device
 from nav.registration.deformable_quality import expected_error_mm, judged, looked_at
 from nav.registration.deformable_refinement import Marks, refined, without_folds
 from nav.registration.deformable_search import searched
 from nav.registration.deformable_stage import Field, Stage, level_images, stages_of
 from nav.registration.verdict import ImageRegistrationError, Verdict
 
-__all__ = ["KERNELS", "REACH_MM", "DeformableRegistration", "register_deformable"]
+__all__ = ["KERNELS", "REACH_MM", "DeformableRegistration", "prepare_device", "register_deformable"]
 
 Array = NDArray[np.float64]
 Progress = Callable[[float, str], None]
@@ -168,6 +169,7 @@ def register_deformable(
     start: DisplacementField | None = None,
     finest_mm: float = 0.0,
     sliding: bool = True,
+    device: Device = CPU,
     progress: Progress | None = None,
 ) -> DeformableRegistration:
     """Bring ``moving`` onto ``fixed``, following what a rigid transform cannot.
@@ -189,6 +191,8 @@ def register_deformable(
         Levels finer than this are not used.
     sliding : bool
         Look for faces that slide along each other: a second, finer search. Without it a third of the time is saved.
+    device : Device
+        Where the dense steps run: `deformable_device.device_named` gives a GPU. Its result differs by rounding.
     progress : callable, optional
         Gets the share done and a text; what it raises ends the registration.
 
@@ -202,10 +206,10 @@ def register_deformable(
         The images cannot be registered at all: constant, not finite, too thin, or an empty mask.
     """
     one, two = level_images(fixed, fixed_mask, "fixed"), level_images(moving, moving_mask, "moving")
-    there = stages_of(one, two, np.linalg.inv(initial.matrix), finest_mm)
+    there = stages_of(one, two, np.linalg.inv(initial.matrix), finest_mm, device)
     fine = there[min(1, len(there) - 1)]
     # The way back needs no more than the fine stage.
-    back = stages_of(two[:2], one, initial.matrix, finest_mm)
+    back = stages_of(two[:2], one, initial.matrix, finest_mm, device)
     steps = _Steps(progress, sought=start is None, sliding=sliding, finer=len(there[2:]))
     marks = None if landmarks is None else _marks(landmarks, initial)
     prior = None if start is None else _without_pose(start, initial)
@@ -234,6 +238,15 @@ def register_deformable(
         verdict=verdict,
         reasons=reasons,
     )
+
+
+def prepare_device(device: Device) -> None:
+    """Compile what a GPU needs, which else its first registration does; nothing on the processor (see `KERNELS`)."""
+    if device is CPU:
+        return
+    noise = np.random.default_rng(1).normal(0.0, 1.0, (16, 16, 16)).astype(np.float32)
+    volume = Volume.of(noise, np.diag([2.0, 2.0, 2.0, 1.0]))
+    register_deformable(volume, volume, initial=Rigid.identity("MovingToFixed"), device=device)
 
 
 @dataclass(slots=True)

@@ -26,7 +26,7 @@ from nav.geometry.displacement import DisplacementField
 from nav.geometry.volume import Volume
 from nav.registration import deformable_kernels as kernels
 from nav.registration import rigid_kernels
-from nav.registration.deformable_stage import Field, Stage, derivatives_of
+from nav.registration.deformable_stage import Field, Stage
 from nav.registration.error_distribution import radius_of_share
 from nav.registration.pyramid import NO_MASK
 from nav.registration.verdict import Verdict
@@ -84,20 +84,17 @@ def looked_at(stage: Stage, found: DisplacementField, apart: Field, back: Stage,
     back, returned : Stage, (k, j, i, 3)
         Moving to fixed, and the field found on its nodes.
     """
-    field = stage.field_of(found)
-    stage.warp(np.zeros_like(field))
+    field, device = stage.field_of(found), stage.device
+    stage.warp(device.array(np.zeros_like(field)))
     looked = _looked(stage)
     before = _correlation(stage, looked)
-    inside = np.empty_like(stage.valid)
-    stage.moved_by(field, NO_MASK, inside)  # a mask is a choice; only where the image ends is nothing to choose
-    stage.warp(field)
+    there, inside = device.array(field), device.empty(stage.volume.array.shape, np.uint8)
+    # A mask is a choice; only where the image ends is nothing to choose.
+    stage.moved_by(there, device.array(NO_MASK), inside)
+    stage.warp(there)
     looked = _looked(stage)
     after = _correlation(stage, looked)
-    matrix, right = np.empty((*stage.nodes, 6), np.float32), np.empty((*stage.nodes, 3), np.float32)
-    kernels.data_term(
-        stage.normal, stage.moved_normal, stage.counted, stage.valid, derivatives_of(stage.volume.ras_from_index),
-        matrix, right,
-    )  # fmt: skip
+    matrix = device.home(stage.normal_equations()[0])
     hold = np.maximum(_least_eigenvalue([gaussian_filter(matrix[..., c], WIDE_NODES) for c in range(6)]), LEAST_HOLD)
     left = gaussian_filter(
         stage.at_nodes(uniform_filter(stage.squared_difference(), 2 * kernels.STEP + 1)), 1.5 * WIDE_NODES
@@ -112,7 +109,7 @@ def looked_at(stage: Stage, found: DisplacementField, apart: Field, back: Stage,
         seen = np.ones(stage.nodes, bool)
     error = np.sqrt(variance).astype(np.float32)
     return Quality(
-        before, after, float(stage.at_nodes(inside)[_in_mask(stage)].mean()), _agreement(stage),
+        before, after, float(stage.at_nodes(device.home(inside))[_in_mask(stage)].mean()), _agreement(stage),
         float(np.sqrt((away[seen] ** 2).mean())), float((away[seen] > LOST_MM).mean()),
         Volume.of(error, stage.ras_from_node),
     )  # fmt: skip
@@ -140,15 +137,17 @@ def _in_mask(stage: Stage) -> NDArray[np.bool_]:
 
 def _looked(stage: Stage) -> NDArray[np.bool_]:
     """(k, j, i) voxels that counted and show something: with more deviation around than noise has."""
-    return np.asarray((stage.valid & stage.counted != 0) & (stage.fixed.array > 0.0))
+    home = stage.device.home
+    return np.asarray((home(stage.valid) & home(stage.counted) != 0) & (stage.fixed.array > 0.0))
 
 
 def _correlation(stage: Stage, looked: NDArray[np.bool_]) -> float:
     # Every other voxel along each axis says the same.
     some = (slice(None, None, 2),) * 3
     counted = looked[some]
-    one = stage.normal[some][counted].astype(np.float64)
-    two = stage.moved_normal[some][counted].astype(np.float64)
+    one, two = (
+        stage.device.home(part)[some][counted].astype(np.float64) for part in (stage.normal, stage.moved_normal)
+    )
     if len(one) < 2 or one.std() == 0.0 or two.std() == 0.0:
         return 0.0
     return float(np.corrcoef(one, two)[0, 1])
@@ -182,8 +181,9 @@ def _agreement(stage: Stage) -> float:
     """Share of the patches with structure that agree, of the images as they lie on each other now."""
     side = np.maximum(2, np.round(PATCH_MM / stage.volume.spacing_mm[::-1])).astype(np.int64)
     out = np.empty(tuple(-(-np.array(stage.volume.array.shape) // side)))
+    home = stage.device.home
     rigid_kernels.patch_correlations(
-        stage.fixed.array, stage.counted, stage.moved, stage.valid, np.eye(4, dtype=np.float32), side,
+        stage.fixed.array, home(stage.counted), home(stage.moved), home(stage.valid), np.eye(4, dtype=np.float32), side,
         LEAST_STRUCTURE**2, out,
     )  # fmt: skip
     known = out[np.isfinite(out)]

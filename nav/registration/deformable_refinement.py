@@ -62,30 +62,31 @@ def refined(
 
     ``momentum``: share of the last step by which the next one starts ahead.
     """
+    device, on = stage.device, stage.device.kernels
     node_mm = np.linalg.norm(stage.ras_from_node[:3, :3], axis=0)
-    per_node, per_voxel = derivatives_of(stage.ras_from_node), derivatives_of(stage.volume.ras_from_index)
+    per_node = derivatives_of(stage.ras_from_node)
     per_axis = np.asarray(STIFFNESS * kernels.STEP**3 / node_mm**2, np.float32)
     smoothing = np.asarray(SMOOTHING_NODES**2 / 2.0 * (node_mm.min() / node_mm) ** 2, np.float32)
-    shape = field.shape[:3]
-    matrix, right = np.empty((*shape, 6), np.float32), np.empty((*shape, 3), np.float32)
-    stiff = np.empty(shape, np.float32)
-    field, earlier = field.copy(), field
+    stiff = device.empty(field.shape[:3], np.float32)
+    now = earlier = device.array(field)
     for step in range(steps):
         report()
         if step > 0:
-            field, earlier = field + np.float32(momentum) * (field - earlier), field
-        stage.warp(field)
-        kernels.data_term(stage.normal, stage.moved_normal, stage.counted, stage.valid, per_voxel, matrix, right)
+            now, earlier = device.plus(now, momentum, device.plus(now, -1.0, earlier)), now
+        stage.warp(now)
+        matrix, right = stage.normal_equations()
         if marks is not None:
-            marks.added(stage, field, matrix, right)
-        kernels.stiffness(field, per_node, np.float32(SLIDING_STRAIN), np.float32(RESISTED_JACOBIAN), stiff)
-        smooth = field.copy()
-        kernels.smoothed(field, stiff, smoothing, np.float32(SMOOTHING_RELAXATION), SMOOTHING_SWEEPS, smooth)
-        before = field - smooth
-        rest = before.copy()
-        kernels.solved(matrix, right, before, stiff, per_axis, np.float32(RELAXATION), SWEEPS, rest)
-        field = smooth + rest
-    return field
+            sums = device.home(matrix), device.home(right)
+            marks.added(stage, device.home(now), *sums)
+            matrix, right = (device.array(part) for part in sums)
+        on.stiffness(now, per_node, np.float32(SLIDING_STRAIN), np.float32(RESISTED_JACOBIAN), stiff)
+        smooth = device.copied(now)
+        on.smoothed(now, stiff, smoothing, np.float32(SMOOTHING_RELAXATION), SMOOTHING_SWEEPS, smooth)
+        before = device.plus(now, -1.0, smooth)
+        rest = device.copied(before)
+        on.solved(matrix, right, before, stiff, per_axis, np.float32(RELAXATION), SWEEPS, rest)
+        now = device.plus(smooth, 1.0, rest)
+    return device.home(now)
 
 
 def without_folds(field: Field, ras_from_node: Array) -> tuple[Field, Field, Field]:

@@ -10,7 +10,7 @@ from scipy.ndimage import distance_transform_edt, map_coordinates
 
 from nav.geometry.displacement import DisplacementField
 from nav.geometry.volume import Volume
-from nav.registration import deformable_kernels as kernels
+from nav.registration.deformable_kernels import STEP
 from nav.registration.deformable_stage import OUTSIDE_COST, Stage, float_square
 
 __all__ = ["searched"]
@@ -28,7 +28,8 @@ def searched(stage: Stage, reach_mm: float, block: int, prior: DisplacementField
 
     Within ``reach_mm`` of where ``prior`` leads, along every axis; it is part of what comes back.
     """
-    volume = stage.volume
+    volume, device = stage.volume, stage.device
+    kernels = device.kernels
     spacing = volume.spacing_mm[::-1]
     stride = np.maximum(1, np.round(APART_MM / spacing)).astype(np.int64)
     reach = np.maximum(1, np.round(reach_mm / (stride * spacing))).astype(np.int64)
@@ -42,25 +43,27 @@ def searched(stage: Stage, reach_mm: float, block: int, prior: DisplacementField
     grid = Volume.of(np.empty(tuple(shape + 2 * stride * reach), np.float32), volume.ras_from_index @ wide)
     around = Stage.wider(stage, grid)
     moved = around.field_of(prior)
-    around.warp(moved)
+    around.warp(device.array(moved))
     count = math.prod(2 * reach + 1)
-    costs = np.empty((*blocks[:2], count, blocks[2]), np.float32)
+    costs = device.empty((*blocks[:2], count, blocks[2]), np.float32)
     kernels.search_costs(
-        stage.normal, stage.counted.astype(np.float32), around.moved_normal, around.valid.astype(np.float32),
+        stage.normal, device.weights(stage.counted), around.moved_normal, device.weights(around.valid),
         reach, stride, block, np.float32(OUTSIDE_COST), costs,
     )  # fmt: skip
-    kernels.spread_costs(costs, np.empty((max(blocks[:2]), count, blocks[2]), np.float32))
+    kernels.spread_costs(costs, device.empty((max(blocks[:2]), count, blocks[2]), np.float32))
     steps = [s * np.arange(-r, r + 1) for r, s in zip(reach, stride, strict=True)]
     voxels = np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1).reshape(-1, 3)[:, ::-1]
     displacements = float_square(voxels @ volume.ras_from_index[:3, :3].T)
-    field, best = np.zeros((*blocks, 3), np.float32), np.empty((*blocks, 3), np.float32)
-    unseen = _unseen(stage.counted, block)
+    ties, best = device.array(np.zeros((*blocks, 3), np.float32)), device.empty((*blocks, 3), np.float32)
+    unseen = _unseen(device.home(stage.counted), block)
     for tie in TIES:
-        kernels.nearest_match(costs, displacements, field, np.float32(tie), best)
+        kernels.nearest_match(costs, displacements, ties, np.float32(tie), best)
         if tie == 0.0 and unseen.any() and not unseen.all():
             # All costs are zero there, and one displacement as good as another: start from the nearest one that is not.
-            best = best[tuple(distance_transform_edt(unseen, return_distances=False, return_indices=True))]
-        kernels.median_of_neighbours(best, field)
+            nearest = distance_transform_edt(unseen, return_distances=False, return_indices=True)
+            best = device.array(device.home(best)[tuple(nearest)])
+        kernels.median_of_neighbours(best, ties)
+    field = device.home(ties)
     centre = np.eye(4)
     centre[:3, :3] *= block
     centre[:3, 3] = (block - 1) / 2.0
@@ -69,7 +72,7 @@ def searched(stage: Stage, reach_mm: float, block: int, prior: DisplacementField
         # Found in the image that was moved already: x goes to x + d first, and from there as before.
         found = DisplacementField.of(field, centres)
         there = found.grid.voxels_ras() + field.reshape(-1, 3)
-        at = around.volume.to_index(there)[:, ::-1].T / kernels.STEP
+        at = around.volume.to_index(there)[:, ::-1].T / STEP
         for c in range(3):
             more = map_coordinates(moved[..., c], at, order=1, mode="nearest")
             field[..., c] += more.reshape(blocks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from scipy.ndimage import uniform_filter
 from nav.geometry.displacement import DisplacementField
 from nav.geometry.volume import Volume
 from nav.registration import deformable_kernels as kernels
+from nav.registration.deformable_device import CPU, Device
 from nav.registration.image_checks import check_image
 from nav.registration.pyramid import NO_MASK, Level, image_pyramid, mask_at, nearest_level
 
@@ -28,6 +29,8 @@ __all__ = [
 
 Array = NDArray[np.float64]
 Field = NDArray[np.float32]
+#: An array of a stage's device.
+OnDevice = Any
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 #: Finer levels than the fine one are used up to so many voxels.
@@ -56,43 +59,54 @@ class LevelImage:
 
 @dataclass(slots=True, eq=False)
 class Stage:
-    """A pair of levels, the fixed one normalised, and the scratch that its steps need.
+    """A pair of levels, the fixed one normalised, and the scratch that its steps need, on a device.
 
-    ``counted``: voxels of the fixed image that are in its mask, and in the moving image and its mask as the pose lays
-    them; what no image shows would else be pulled to the nearest thing that one does.
+    ``source``, ``source_mask``: the moving level's. ``counted``: voxels of the fixed image that are in its mask, and in
+    the moving image and its mask as the pose lays them; what no image shows would else be pulled to the nearest thing
+    that one does.
     """
 
     fixed: LevelImage
     moving: LevelImage
     pose: Array  # moving from fixed, RAS mm
-    counted: NDArray[np.uint8]
-    normal: Field
-    moved: Field
-    moved_normal: Field
-    valid: NDArray[np.uint8]
-    scratch: tuple[Field, Field]
+    device: Device
+    source: OnDevice
+    source_mask: OnDevice
+    counted: OnDevice
+    normal: OnDevice
+    moved: OnDevice
+    moved_normal: OnDevice
+    valid: OnDevice
+    scratch: tuple[OnDevice, OnDevice]
 
     @classmethod
-    def of(cls, fixed: LevelImage, moving: LevelImage, pose: Array) -> Stage:
+    def of(cls, fixed: LevelImage, moving: LevelImage, pose: Array, device: Device = CPU) -> Stage:
         shape = fixed.array.shape
-        normal, moved, moved_normal, one, two = (np.empty(shape, np.float32) for _ in range(5))
-        kernels.locally_normalised(fixed.array, RADIUS, np.float32(LEAST_DEVIATION**2), one, two, normal)
-        counted, valid = (np.empty(shape, np.uint8) for _ in range(2))
-        stage = cls(fixed, moving, pose, counted, normal, moved, moved_normal, valid, (one, two))
-        stage.moved_by(np.zeros((1, 1, 1, 3), np.float32), moving.mask, counted)
+        normal, moved, moved_normal, one, two = (device.empty(shape, np.float32) for _ in range(5))
+        floor = np.float32(LEAST_DEVIATION**2)
+        device.kernels.locally_normalised(device.array(fixed.array), RADIUS, floor, one, two, normal)
+        counted, valid = (device.empty(shape, np.uint8) for _ in range(2))
+        source, mask = device.array(moving.array), device.array(moving.mask)
+        stage = cls(
+            fixed, moving, pose, device, source, mask, counted, normal, moved, moved_normal, valid, (one, two)
+        )  # fmt: skip
+        stage.moved_by(device.array(np.zeros((1, 1, 1, 3), np.float32)), mask, counted)
         if fixed.mask.size:
-            counted &= fixed.mask != 0
+            stage.counted = device.array(device.home(counted) & (fixed.mask != 0))
         return stage
 
     @classmethod
     def wider(cls, stage: Stage, grid: Volume) -> Stage:
         """To look at the moving image on another ``grid`` than the fixed image's; there is no fixed image on it."""
-        moved, moved_normal, one, two = (np.empty(grid.array.shape, np.float32) for _ in range(4))
+        device, shape = stage.device, grid.array.shape
+        moved, moved_normal, one, two = (device.empty(shape, np.float32) for _ in range(4))
         image = LevelImage(Level(grid, np.ones(3, np.int64)), NO_MASK)
-        valid = np.empty(grid.array.shape, np.uint8)
         # No fixed image: what is not there cannot be compared.
-        nothing = np.zeros((0, 0, 0), np.float32)
-        return cls(image, stage.moving, stage.pose, NO_MASK, nothing, moved, moved_normal, valid, (one, two))
+        nothing = device.array(np.zeros((0, 0, 0), np.float32))
+        return cls(
+            image, stage.moving, stage.pose, device, stage.source, stage.source_mask, device.array(NO_MASK), nothing,
+            moved, moved_normal, device.empty(shape, np.uint8), (one, two),
+        )  # fmt: skip
 
     @property
     def volume(self) -> Volume:
@@ -123,18 +137,20 @@ class Stage:
             out[..., c] = part
         return out
 
-    def warp(self, field: Field) -> None:
+    def warp(self, field: OnDevice) -> None:
         """Fill ``moved``, ``moved_normal`` and ``valid``."""
-        self.moved_by(field, self.moving.mask, self.valid)
-        kernels.locally_normalised(self.moved, RADIUS, np.float32(LEAST_DEVIATION**2), *self.scratch, self.moved_normal)
+        self.moved_by(field, self.source_mask, self.valid)
+        self.device.kernels.locally_normalised(
+            self.moved, RADIUS, np.float32(LEAST_DEVIATION**2), *self.scratch, self.moved_normal
+        )
 
-    def moved_by(self, field: Field, mask: NDArray[np.uint8], valid: NDArray[np.uint8]) -> None:
+    def moved_by(self, field: OnDevice, mask: OnDevice, valid: OnDevice) -> None:
         """Fill ``moved``, and ``valid``: where it is in the moving image and its ``mask``."""
         moving = self.moving.level.volume
         index = moving.index_from_ras @ self.pose @ self.volume.ras_from_index
         turn = (moving.index_from_ras @ self.pose)[:3, :3]
-        kernels.warped(
-            self.moving.array, mask, np.asarray(index, np.float32), float_square(turn), field, kernels.STEP,
+        self.device.kernels.warped(
+            self.source, mask, np.asarray(index, np.float32), float_square(turn), field, kernels.STEP,
             np.float32(0.0), self.moved, valid,
         )  # fmt: skip
 
@@ -144,15 +160,24 @@ class Stage:
 
     def costs(self, field: Field, window_mm: float) -> NDArray[np.float32]:
         """(k, j, i) at the nodes: mean squared difference in a window around."""
-        self.warp(field)
+        self.warp(self.device.array(field))
         window = [2 * round(window_mm / s / 2.0) + 1 for s in self.volume.spacing_mm[::-1]]
         return self.at_nodes(uniform_filter(self.squared_difference(), window, mode="nearest"))
 
     def squared_difference(self) -> NDArray[np.float32]:
         """(k, j, i) of the normalised images as they were last warped; `OUTSIDE_COST` where none is counted."""
-        return np.where(
-            self.valid & self.counted != 0, (self.normal - self.moved_normal) ** 2, np.float32(OUTSIDE_COST)
-        )
+        home = self.device.home
+        counts = home(self.valid) & home(self.counted) != 0
+        return np.where(counts, (home(self.normal) - home(self.moved_normal)) ** 2, np.float32(OUTSIDE_COST))
+
+    def normal_equations(self) -> tuple[OnDevice, OnDevice]:
+        """Matrix (k, j, i, 6) and right side (k, j, i, 3) at the nodes, of the images as they were last warped."""
+        matrix, right = (self.device.empty((*self.nodes, n), np.float32) for n in (6, 3))
+        self.device.kernels.data_term(
+            self.normal, self.moved_normal, self.counted, self.valid, derivatives_of(self.volume.ras_from_index),
+            matrix, right,
+        )  # fmt: skip
+        return matrix, right
 
     def at_nodes(self, values: NDArray[Scalar]) -> NDArray[Scalar]:
         """Of values (k, j, i) of the voxels those at the nodes; at nodes beyond the last voxel that one's."""
@@ -184,7 +209,11 @@ def level_images(image: Volume, mask: NDArray[np.generic] | None, what: str) -> 
 
 
 def stages_of(
-    fixed: list[LevelImage], moving: list[LevelImage], pose: NDArray[np.floating], finest_mm: float
+    fixed: list[LevelImage],
+    moving: list[LevelImage],
+    pose: NDArray[np.floating],
+    finest_mm: float,
+    device: Device = CPU,
 ) -> list[Stage]:
     """The coarse stage, the fine one, and finer ones (none below ``finest_mm``); ``pose`` (4, 4): moving from fixed.
 
@@ -196,5 +225,5 @@ def stages_of(
         if len(out) >= 2 and (image.array.size > MOST_VOXELS or pitch < finest_mm):
             break
         alike = nearest_level([one.level for one in moving], pitch)
-        out.append(Stage.of(image, moving[alike], np.asarray(pose, np.float64)))
+        out.append(Stage.of(image, moving[alike], np.asarray(pose, np.float64), device))
     return out

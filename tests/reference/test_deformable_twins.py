@@ -1,21 +1,53 @@
-"""The kernels of the deformable registration against plain NumPy twins."""
+"""The kernels of the deformable registration against plain NumPy twins, those for a GPU too where there is one.
+
+The simulator stands in for a GPU: ``NUMBA_ENABLE_CUDASIM=1``.
+"""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
-from nav.registration import deformable_kernels as kernels
+from nav.registration import deformable_kernels
+from nav.registration.deformable_device import Device, DeviceError, device_named
 
 NONE = np.zeros((0, 0, 0), np.uint8)
 NO_WEIGHT = np.zeros((0, 0, 0), np.float32)
+STEP = deformable_kernels.STEP
 SHAPES = [(7, 8, 9), (1, 5, 4), (1, 1, 1)]
 #: Not a rotation only: a grid may be anisotropic and lie obliquely.
 TURN = np.array([[0.5, 0.1, 0.0], [-0.1, 0.45, 0.05], [0.0, 0.02, 0.25]], np.float32)
+
+
+class OnDevice:
+    """The kernels of a device, for arrays of the host: what is written comes back."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def call(*arguments: Any) -> None:
+            there = [self.device.array(a) if np.ndim(a) > 2 else a for a in arguments]
+            getattr(self.device.kernels, name)(*there)
+            for ours, theirs in zip(arguments, there, strict=True):
+                if np.ndim(ours) > 2 and ours.flags.writeable:
+                    ours[...] = self.device.home(theirs)
+
+        return call
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def kernels(request: pytest.FixtureRequest) -> Any:
+    try:
+        return OnDevice(device_named(request.param))
+    except DeviceError as missing:
+        pytest.skip(f"{missing}; or simulate one with NUMBA_ENABLE_CUDASIM=1")
 
 
 def noise(seed: int, *shape: int) -> NDArray[np.float32]:
@@ -23,12 +55,12 @@ def noise(seed: int, *shape: int) -> NDArray[np.float32]:
 
 
 def nodes_of(shape: tuple[int, int, int]) -> tuple[int, ...]:
-    return tuple((n - 2 + kernels.STEP) // kernels.STEP + 1 for n in shape)
+    return tuple((n - 2 + STEP) // STEP + 1 for n in shape)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("radius", [1, 3])
-def test_local_normalisation(shape: tuple[int, int, int], radius: int) -> None:
+def test_local_normalisation(kernels: Any, shape: tuple[int, int, int], radius: int) -> None:
     image = noise(1, *shape)
     one, two, out = (np.empty(shape, np.float32) for _ in range(3))
     kernels.locally_normalised(image, radius, np.float32(0.01), one, two, out)
@@ -38,7 +70,7 @@ def test_local_normalisation(shape: tuple[int, int, int], radius: int) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_moving_image_is_sampled_where_the_field_says(shape: tuple[int, int, int]) -> None:
+def test_the_moving_image_is_sampled_where_the_field_says(kernels: Any, shape: tuple[int, int, int]) -> None:
     moving = noise(2, 6, 9, 7)
     field = noise(3, *nodes_of(shape), 3)
     index = np.eye(4, dtype=np.float32)
@@ -63,7 +95,7 @@ def test_the_moving_image_is_sampled_where_the_field_says(shape: tuple[int, int,
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_normal_equations(shape: tuple[int, int, int]) -> None:
+def test_normal_equations(kernels: Any, shape: tuple[int, int, int]) -> None:
     fixed, moved = noise(5, *shape), noise(6, *shape)
     mask = (np.random.default_rng(7).random(shape) < 0.8).astype(np.uint8)
     valid = (np.random.default_rng(8).random(shape) < 0.8).astype(np.uint8)
@@ -87,7 +119,7 @@ def test_normal_equations(shape: tuple[int, int, int]) -> None:
         np.testing.assert_allclose(right[node], b, atol=1e-4)
 
 
-def test_a_voxel_that_is_not_a_number_stays_near_its_node() -> None:
+def test_a_voxel_that_is_not_a_number_stays_near_its_node(kernels: Any) -> None:
     fixed, moved = noise(9, 9, 9, 9), noise(10, 9, 9, 9)
     fixed[0, 0, 0] = np.nan
     matrix, right = np.empty((5, 5, 5, 6), np.float32), np.empty((5, 5, 5, 3), np.float32)
@@ -110,7 +142,7 @@ def gradients_of(field: NDArray[np.float32], node: tuple[int, ...]) -> NDArray[n
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 6), (1, 1, 1)])
-def test_stiffness_falls_with_strain_and_rises_before_a_fold(shape: tuple[int, int, int]) -> None:
+def test_stiffness_falls_with_strain_and_rises_before_a_fold(kernels: Any, shape: tuple[int, int, int]) -> None:
     field, out = 1.5 * noise(11, *shape, 3), np.empty(shape, np.float32)
     kernels.stiffness(field, TURN, np.float32(0.8), np.float32(0.3), out)
     folds = 0
@@ -138,7 +170,7 @@ def laplacian(shape: tuple[int, ...], stiff: NDArray[np.float32], per_axis: NDAr
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5), (1, 1, 1)])
-def test_smoothing_solves_its_equations(shape: tuple[int, int, int]) -> None:
+def test_smoothing_solves_its_equations(kernels: Any, shape: tuple[int, int, int]) -> None:
     source, stiff = noise(12, *shape, 3), np.abs(noise(13, *shape)) + np.float32(0.1)
     per_axis = np.array([0.8, 0.5, 0.3], np.float32)
     out = source.copy()
@@ -148,11 +180,11 @@ def test_smoothing_solves_its_equations(shape: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5), (1, 1, 1)])
-def test_the_solution_solves_its_equations(shape: tuple[int, int, int]) -> None:
+def test_the_solution_solves_its_equations(kernels: Any, shape: tuple[int, int, int]) -> None:
     count = int(np.prod(shape))
     half = np.random.default_rng(14).normal(0, 1, (count, 3, 3))
     blocks = half @ half.transpose(0, 2, 1)
-    matrix = blocks[:, *np.triu_indices(3)].reshape(*shape, 6).astype(np.float32)
+    matrix = np.ascontiguousarray(blocks[:, *np.triu_indices(3)].reshape(*shape, 6), np.float32)
     right, before, stiff = noise(15, *shape, 3), noise(16, *shape, 3), np.abs(noise(17, *shape)) + np.float32(0.1)
     per_axis = np.array([0.8, 0.5, 0.3], np.float32)
     out = before.copy()
@@ -166,7 +198,7 @@ def test_the_solution_solves_its_equations(shape: tuple[int, int, int]) -> None:
     np.testing.assert_allclose(out.reshape(-1), np.linalg.solve(system, wanted), atol=2e-3)
 
 
-def test_a_node_that_nothing_holds_keeps_its_value() -> None:
+def test_a_node_that_nothing_holds_keeps_its_value(kernels: Any) -> None:
     zero, out = np.zeros((1, 1, 1, 3), np.float32), np.full((1, 1, 1, 3), 7.0, np.float32)
     matrix, stiff, per_axis = np.zeros((1, 1, 1, 6), np.float32), np.ones((1, 1, 1), np.float32), np.ones(3, np.float32)
     kernels.solved(matrix, zero, zero, stiff, per_axis, np.float32(1.6), 3, out)
@@ -175,7 +207,7 @@ def test_a_node_that_nothing_holds_keeps_its_value() -> None:
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("side", [2, 3, 4])
-def test_search_costs(weighted: bool, side: int) -> None:
+def test_search_costs(kernels: Any, weighted: bool, side: int) -> None:
     shape, reach, stride = (5, 6, 7), np.array([1, 2, 1]), np.array([2, 1, 3])
     fixed, moved = noise(18, *shape), noise(19, *(np.array(shape) + 2 * stride * reach))
     inside = (np.random.default_rng(20).random(moved.shape) < 0.7).astype(np.float32)
@@ -195,7 +227,7 @@ def test_search_costs(weighted: bool, side: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5), (1, 1, 1)])
-def test_costs_are_spread_over_neighbours(shape: tuple[int, int, int]) -> None:
+def test_costs_are_spread_over_neighbours(kernels: Any, shape: tuple[int, int, int]) -> None:
     costs = noise(22, shape[0], shape[1], 4, shape[2])
     expected = np.moveaxis(costs, 2, 3).astype(np.float64)
     for axis in range(3):
@@ -212,7 +244,7 @@ def test_costs_are_spread_over_neighbours(shape: tuple[int, int, int]) -> None:
     np.testing.assert_allclose(np.moveaxis(costs, 2, 3), expected, atol=1e-5)
 
 
-def test_the_nearest_match_minds_cost_and_tie() -> None:
+def test_the_nearest_match_minds_cost_and_tie(kernels: Any) -> None:
     costs, displacements, field = noise(23, 2, 3, 6, 4), 3.0 * noise(24, 6, 3), noise(25, 2, 3, 4, 3)
     costs[0, 0, :, 0] = np.nan  # nothing to choose from
     out = np.empty((2, 3, 4, 3), np.float32)
@@ -224,7 +256,7 @@ def test_the_nearest_match_minds_cost_and_tie() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5), (1, 1, 1)])
-def test_median_of_neighbours(shape: tuple[int, int, int]) -> None:
+def test_median_of_neighbours(kernels: Any, shape: tuple[int, int, int]) -> None:
     field, out = noise(26, *shape, 3), np.empty((*shape, 3), np.float32)
     kernels.median_of_neighbours(field, out)
     padded = np.pad(field, ((1, 1), (1, 1), (1, 1), (0, 0)), mode="edge")
@@ -236,7 +268,7 @@ def test_median_of_neighbours(shape: tuple[int, int, int]) -> None:
 def test_jacobians_of_a_cell_are_those_of_its_corners() -> None:
     field = noise(27, 3, 4, 4, 3)
     least, most = (np.empty((2, 3, 3), np.float32) for _ in range(2))
-    kernels.cell_jacobians(field, TURN, least, most)
+    deformable_kernels.cell_jacobians(field, TURN, least, most)
     for k, j, i in np.ndindex(2, 3, 3):
         found = []
         for a, b, c in itertools.product((k, k + 1), (j, j + 1), (i, i + 1)):

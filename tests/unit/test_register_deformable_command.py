@@ -19,6 +19,8 @@ from nav.io.image_file import read_image_file, swap_lps_ras
 from nav.io.itk import sitk
 from nav.io.point_files import read_points
 from nav.io.volume_file import write_volume
+from nav.registration import deformable_device
+from nav.registration.deformable_device import DeviceError
 
 SHAPE = (40, 44, 48)
 #: Left and back, as a DICOM series.
@@ -68,6 +70,7 @@ def test_everything_is_written_and_agrees(
     report = json.loads(capsys.readouterr().out)
     assert code == ExitCode.OK
     assert (report["verdict"], report["reasons"], report["threads"]) == ("good", [], 1)
+    assert report["device"] == "cpu"
     assert report["tre_mm"]["before"]["mean"] > 4
     assert report["tre_mm"]["after"]["mean"] < 0.6
     assert report["expected_error_mm"]["median"] < report["expected_error_mm"]["p95"] < 2.0
@@ -141,5 +144,21 @@ def test_an_earlier_field_and_points_that_pull(
     code = main(["register", "deformable", *images, "--start", str(files["fixed"]), "--out", str(tmp_path)])
     assert code == ExitCode.INPUT
     assert "vectors of 3" in capsys.readouterr().err
-    code = main(["register", "deformable", *images, "--preset", "best", "--out", str(tmp_path)])
-    assert code == ExitCode.USAGE
+    for wrong in (["--preset", "best"], ["--device", "gpu"]):
+        code = main(["register", "deformable", *images, *wrong, "--out", str(tmp_path)])
+        assert code == ExitCode.USAGE
+        assert f"{' '.join(wrong)}: there are" in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_not_there_is_not_replaced(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> None:
+        raise DeviceError(f"device {name}: no NVIDIA GPU answers")
+
+    monkeypatch.setattr(deformable_device, "device_named", missing)
+    images, out = [str(files["fixed"]), str(files["moving"])], tmp_path / "new"
+    code = main(["register", "deformable", *images, "--device", "cuda", "--out", str(out)])
+    assert code == ExitCode.ENVIRONMENT
+    assert "device cuda: no NVIDIA GPU answers" in capsys.readouterr().err
+    assert not out.exists()

@@ -11,7 +11,8 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from nav.geometry.displacement import DisplacementField
 from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
-from nav.registration.deformable import DeformableRegistration, register_deformable
+from nav.registration.deformable import DeformableRegistration, prepare_device, register_deformable
+from nav.registration.deformable_device import DeviceError, device_named
 from nav.registration.deformable_refinement import LEAST_JACOBIAN, without_folds
 from nav.registration.deformable_stage import level_images, stages_of
 from nav.registration.verdict import ImageRegistrationError, Verdict
@@ -97,6 +98,21 @@ def test_it_is_the_same_on_any_number_of_threads(found: DeformableRegistration) 
         numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
     assert np.array_equal(again.displacement.vectors, found.displacement.vectors)
     assert np.array_equal(again.error_field.array, found.error_field.array)
+
+
+def test_a_gpu_finds_the_same(found: DeformableRegistration) -> None:
+    if numba.config.ENABLE_CUDASIM:  # type: ignore[attr-defined]
+        pytest.skip("the simulator of a GPU would take an hour")
+    try:
+        device = device_named("cuda")
+    except DeviceError as missing:
+        pytest.skip(str(missing))
+    prepare_device(device)
+    one, two = (register_deformable(FIXED, MOVING, initial=STAYS, device=device) for _ in range(2))
+    assert np.array_equal(one.displacement.vectors, two.displacement.vectors)
+    away = one.displacement.displacement_at(INSIDE) - found.displacement.displacement_at(INSIDE)
+    assert np.percentile(np.linalg.norm(away, axis=1), 99) < 0.05
+    assert one.verdict is found.verdict
 
 
 def test_a_pose_goes_first() -> None:
