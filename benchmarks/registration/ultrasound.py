@@ -35,6 +35,7 @@ from nav.io.errors import MaskError
 from nav.io.image_file import read_image_file
 from nav.registration.ultrasound_frames import TrackedFrames
 from nav.registration.ultrasound_image import KERNELS, UltrasoundRegistration, register_ultrasound
+from nav.registration.verdict import ImageRegistrationError
 
 DATA = Path(os.environ.get("ABLATION_NAV_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 SHAPE = (128, 256, 256)
@@ -124,7 +125,10 @@ def half_of(sweep: Sweep) -> Sweep:
 
 def told(image: Volume, sweep: Sweep, start: Matrix, points: Matrix, number: int) -> dict[str, Any]:
     """One registration: where it leaves ``points``, and what it says of itself."""
-    result, seconds = register(image, sweep, start)
+    try:
+        result, seconds = register(image, sweep, start)
+    except ImageRegistrationError as error:
+        return {"sweep": number, "error_mm": np.inf, "verdict": "refused", "reasons": [str(error)]}
     truth = sweep.ras_from_reference
     errors = errors_mm(result.transform.matrix, truth, points)
     stated = result.expected_error_mm(points @ truth[:3, :3].T + truth[:3, 3])

@@ -8,7 +8,11 @@ attenuation leave little else in a small patch, and it is their large structure 
 
 The share that is left unexplained, weighted over patches, is a separable least-squares problem: for a pose the fits are
 closed form, and Gauss-Newton on the projected residual (variable projection, Golub and Pereyra 1973, in Kaufman's form)
-refines the pose in a few steps. The basin is a few millimetres wide, so a fixed cloud of poses is looked at first.
+refines the pose in a few steps. The basin is a few millimetres wide, so a fixed cloud of poses is looked at first, and
+smaller ones about the best.
+
+An interface reflects: close to the truth b is not negative wherever the edge explains much, by chance in half of the
+patches. Near the optimum it is held at 0 or above, which tells the truth from what is about it.
 
 How far the result may be off is taken from the data: leaving out one block of neighbouring patches after the other, and
 registering both halves of the frames on their own.
@@ -48,7 +52,7 @@ Array = NDArray[np.float64]
 #: What a registration needs compiled.
 KERNELS: tuple[KernelSpec, ...] = (*pyramid.KERNELS, *kernels.KERNELS)
 
-#: The cloud of poses that is looked at fills a ball of this size; from its edge nine in ten came home.
+#: The cloud of poses that is looked at fills a ball of this size.
 CAPTURE_MM, CAPTURE_DEG = 10.0, 8.0
 #: HU that soft tissue keeps to: bone and gas beyond would outshine every other edge.
 LOW_HU, HIGH_HU = -150.0, 250.0
@@ -72,9 +76,9 @@ POSES = 512
 FIRST, AGAIN = (48, 2), (20, 4)
 #: How many are refined on the second level, by at most so many steps, and steps on the finest.
 KEPT, STEPS, MOST_STEPS = 8, 5, 20
-#: Poses around the best ones that are looked at before the finest level, how far they reach, mm and degrees, and how
-#: many are refined.
-NEAR_POSES, NEAR_MM, NEAR_DEG, NEAR_KEPT = 64, 3.0, 2.5, 3
+#: Rounds of poses around the best one before the finest level: how many are looked at, how many of them are refined,
+#: and how far they reach, mm and degrees. Where an organ holds little, optima lie beside each other.
+ROUNDS = ((64, 4, 3.0, 2.5), (96, 5, 5.0, 4.0), (64, 4, 3.0, 2.5))
 #: Poses that are closer than this, root mean square over the patches, mm, are one.
 SAME_MM = 1.0
 #: Steps for half of the frames, from where all of them led to.
@@ -90,18 +94,19 @@ LEAST_PATCHES = 60
 BLOCKS = (6, 2, 2)
 #: Poses elsewhere that say what similarity chance gives, their distance in mm and degrees.
 CHANCE_POSES, CHANCE_MM, CHANCE_DEG = 48, (8.0, 20.0), (4.0, 15.0)
-#: Standard deviations above chance: 90 wrong ones (another patient, mirrored, 40 mm off) reached 5.8, most below 4;
-#: right ones 4 to 13. Two sweeps that were 3 and 4 mm off reached 7.1 and 6.7.
-GOOD_EVIDENCE, LEAST_EVIDENCE = 7.0, 4.5
-#: Halves of the frames, each on its own, lie so far apart, mm: right ones up to 1; 1.8 where it was 3 mm off.
+#: Standard deviations above chance. On 40 sweeps: what was wrong (another patient, mirrored, 40 mm off) reached 3.9,
+#: right ones 1.8 to 12, nine in ten above 3.7.
+GOOD_EVIDENCE, LEAST_EVIDENCE = 4.5, 3.5
+#: Halves of the frames, each on its own, lie so far apart, mm: right ones up to 1.3.
 GOOD_HALVES_MM, MOST_HALVES_MM = 1.25, 5.0
 #: Further from its start than this times `CAPTURE_MM` or `CAPTURE_DEG` nothing is looked for.
 FARTHEST = 1.5
-#: Standard error per axis that no patch knows of, for all share it (what reflects lies beside what the CT shows as the
-#: edge; the tracker), mm, and the variance per axis that this share of the squared distance between the halves stands
-#: for: chosen on 42 registrations with known truth, of which the radii then held 92 % of the errors. One step falls
-#: short by about `MOST_PACE`, so the jackknife's deviations do too.
-COMMON_MM, HALVES_SHARE, INFLATION = 0.4, 0.25, MOST_PACE
+#: Standard errors per axis that no patch knows of, for all share them, mm: one for all (what reflects lies beside what
+#: the CT shows as the edge; the tracker), and one that is divided by the evidence (optima beside the right one); and the
+#: share of the squared distance between the halves that is variance per axis. Chosen on 40 registrations with known
+#: truth, of whose errors the radii then held 95 %. One step falls short by about `MOST_PACE`, so the jackknife's
+#: deviations do too.
+COMMON_MM, WEAK_MM, HALVES_SHARE, INFLATION = 0.3, 2.5, 0.25, MOST_PACE
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,7 +160,8 @@ class UltrasoundRegistration:
     def covariance_at(self, points_ras: ArrayLike) -> Array:
         """(n, 3, 3) covariance, mm², of where points of the CT, (n, 3) RAS mm, are taken from."""
         arms = np.atleast_2d(np.asarray(points_ras, np.float64)) - self.centre_ras
-        common = (COMMON_MM**2 + HALVES_SHARE * self.halves_mm**2) * np.eye(3)
+        weak = WEAK_MM / max(self.evidence, 1.0)
+        common = (COMMON_MM**2 + weak**2 + HALVES_SHARE * self.halves_mm**2) * np.eye(3)
         return np.array([point_covariance(self.covariance, arm) + common for arm in arms])
 
     def expected_error_mm(self, points_ras: ArrayLike, share: float = 0.95) -> Array:
@@ -557,10 +563,10 @@ def register_ultrasound(
     tell(0.4, f"at {levels[1].pitch_mm:g} mm")
     candidates = refined(levels[1], _best(levels[1], candidates, KEPT, SAME_MM), STEPS)
     tell(0.6, "looking around the best")
-    near = _cloud(NEAR_POSES, (0.0, NEAR_MM), (0.0, NEAR_DEG), seed=3)
-    for pose in candidates[:2]:
-        around = _best(levels[1], _around(levels[1], pose, near), NEAR_KEPT, SAME_MM)
-        candidates += refined(levels[1], around, STEPS)
+    for n, (count, some, millimetres, degrees) in enumerate(ROUNDS):
+        near = _around(levels[1], candidates[0], _cloud(count, (0.0, millimetres), (0.0, degrees), seed=3 + n))
+        found = refined(levels[1], _best(levels[1], near, some, SAME_MM), STEPS)
+        candidates = _best(levels[1], [*candidates, *found], KEPT, SAME_MM)
     tell(0.7, f"at {finest.pitch_mm:g} mm")
     state, fits, each = _descend(finest, _best(finest, candidates, 1)[0], MOST_STEPS)
     iterations += state.steps
