@@ -94,19 +94,19 @@ LEAST_PATCHES = 60
 BLOCKS = (6, 2, 2)
 #: Poses elsewhere that say what similarity chance gives, their distance in mm and degrees.
 CHANCE_POSES, CHANCE_MM, CHANCE_DEG = 48, (8.0, 20.0), (4.0, 15.0)
-#: Standard deviations above chance. On 40 sweeps: what was wrong (another patient, mirrored, 40 mm off) reached 3.9,
-#: right ones 1.8 to 12, nine in ten above 3.7.
-GOOD_EVIDENCE, LEAST_EVIDENCE = 4.5, 3.5
+#: Standard deviations above chance. What was wrong (another patient, mirrored, 40 mm off; 106 cases) reached 4.4; what
+#: was right 1.8 to 12, nine in ten above 3.7.
+GOOD_EVIDENCE, LEAST_EVIDENCE = 5.0, 3.5
 #: Halves of the frames, each on its own, lie so far apart, mm: right ones up to 1.3.
 GOOD_HALVES_MM, MOST_HALVES_MM = 1.25, 5.0
 #: Further from its start than this times `CAPTURE_MM` or `CAPTURE_DEG` nothing is looked for.
 FARTHEST = 1.5
 #: Standard errors per axis that no patch knows of, for all share them, mm: one for all (what reflects lies beside what
-#: the CT shows as the edge; the tracker), and one that is divided by the evidence (optima beside the right one); and the
-#: share of the squared distance between the halves that is variance per axis. Chosen on 40 registrations with known
-#: truth, of whose errors the radii then held 95 %. One step falls short by about `MOST_PACE`, so the jackknife's
-#: deviations do too.
-COMMON_MM, WEAK_MM, HALVES_SHARE, INFLATION = 0.3, 2.5, 0.25, MOST_PACE
+#: the CT shows as the edge; the tracker), and one that is divided by the evidence (optima beside the right one); and
+#: the share of the squared distance between the halves that is variance per axis. Chosen on registrations of known
+#: truth, of which those called good then held 95 % of the errors. One step falls short by about `MOST_PACE`, so the
+#: jackknife's deviations do too.
+COMMON_MM, WEAK_MM, HALVES_SHARE, INFLATION = 0.5, 3.0, 0.25, MOST_PACE
 
 
 @dataclass(frozen=True, slots=True, eq=False)
