@@ -8,7 +8,11 @@ attenuation leave little else in a small patch, and it is their large structure 
 
 The share that is left unexplained, weighted over patches, is a separable least-squares problem: for a pose the fits are
 closed form, and Gauss-Newton on the projected residual (variable projection, Golub and Pereyra 1973, in Kaufman's form)
-refines the pose in a few steps. The basin is a few millimetres wide, so a fixed cloud of poses is looked at first.
+refines the pose in a few steps. The basin is a few millimetres wide, so a fixed cloud of poses is looked at first, and
+smaller ones about the best.
+
+An interface reflects: close to the truth b is not negative wherever the edge explains much, by chance in half of the
+patches. Near the optimum it is held at 0 or above, which tells the truth from what is about it.
 
 How far the result may be off is taken from the data: leaving out one block of neighbouring patches after the other, and
 registering both halves of the frames on their own.
@@ -18,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -48,7 +52,7 @@ Array = NDArray[np.float64]
 #: What a registration needs compiled.
 KERNELS: tuple[KernelSpec, ...] = (*pyramid.KERNELS, *kernels.KERNELS)
 
-#: The cloud of poses that is looked at fills a ball of this size; from its edge nine in ten came home.
+#: The cloud of poses that is looked at fills a ball of this size.
 CAPTURE_MM, CAPTURE_DEG = 10.0, 8.0
 #: HU that soft tissue keeps to: bone and gas beyond would outshine every other edge.
 LOW_HU, HIGH_HU = -150.0, 250.0
@@ -59,16 +63,26 @@ FLOOR_HU2 = 25.0
 #: The CT is used so far around the frames, mm.
 MARGIN_MM = 30.0
 #: Pixels of the frames, and voxels of the CT, on each level, mm, from the coarsest.
-LEVELS_MM = ((3.0, 2.5), (2.0, 1.6), (1.5, 1.3))
+LEVELS_MM = ((2.5, 2.5), (2.0, 1.6), (1.5, 1.3))
+#: Whether an edge may only add to the image, as an interface does. Where poses are far off that would not help: beside
+#: its echo an edge explains the dark.
+ECHOES = (False, True, True)
 #: Pixels of a patch, on every level.
 SIDE = 7
-#: Poses looked at; how many of the best are refined on each level, by at most so many steps; frames used there.
+#: Frames on each level: more of them tell poses apart no better (structure is what is lacking), but are more exact.
+FRAMES = (8, 10, MOST_FRAMES)
+#: Poses looked at on the coarsest level, and how many of the best are refined there by so many steps: first and again.
 POSES = 512
-KEPT = (18, 6, 2)
-STEPS = (5, 6, 20)
-SEARCH_FRAMES = 15
-#: Poses around the best one that are looked at before the finest level, and how far they reach, mm and degrees.
-NEAR_POSES, NEAR_MM, NEAR_DEG = 64, 3.0, 2.5
+FIRST, AGAIN = (48, 2), (20, 4)
+#: How many are refined on the second level, by at most so many steps, and steps on the finest.
+KEPT, STEPS, MOST_STEPS = 8, 5, 20
+#: Rounds of poses around the best one before the finest level: how many are looked at, how many of them are refined,
+#: and how far they reach, mm and degrees. Where an organ holds little, optima lie beside each other.
+ROUNDS = ((64, 4, 3.0, 2.5), (96, 5, 5.0, 4.0), (64, 4, 3.0, 2.5))
+#: Poses that are closer than this, root mean square over the patches, mm, are one.
+SAME_MM = 1.0
+#: Steps for half of the frames, from where all of them led to.
+HALF_STEPS = 8
 #: A step is cut to this many pitches; one that would, made longer, be below this share of
 #: the pitch ends the level.
 MOST_STEP, STEP_SHARE = 1.5, 0.05
@@ -80,18 +94,19 @@ LEAST_PATCHES = 60
 BLOCKS = (6, 2, 2)
 #: Poses elsewhere that say what similarity chance gives, their distance in mm and degrees.
 CHANCE_POSES, CHANCE_MM, CHANCE_DEG = 48, (8.0, 20.0), (4.0, 15.0)
-#: Standard deviations above chance: 90 wrong ones (another patient, mirrored, 40 mm off) reached 5.8, most below 4;
-#: right ones 4 to 13. Two sweeps that were 3 and 4 mm off reached 7.1 and 6.7.
-GOOD_EVIDENCE, LEAST_EVIDENCE = 7.0, 4.5
-#: Halves of the frames, each on its own, lie so far apart, mm: right ones up to 1; 1.8 where it was 3 mm off.
+#: Standard deviations above chance. What was wrong (another patient, mirrored, 40 mm off; 106 cases) reached 4.4; what
+#: was right 1.8 to 12, nine in ten above 3.7.
+GOOD_EVIDENCE, LEAST_EVIDENCE = 5.0, 3.5
+#: Halves of the frames, each on its own, lie so far apart, mm: right ones up to 1.3.
 GOOD_HALVES_MM, MOST_HALVES_MM = 1.25, 5.0
-#: Further from its start than the cloud reaches nothing was looked for.
-FARTHEST_MM, FARTHEST_DEG = 20.0, 16.0
-#: Standard error per axis that no patch knows of, for all share it (what reflects lies beside what the CT shows as the
-#: edge; the tracker), mm, and the variance per axis that this share of the squared distance between the halves stands
-#: for: chosen on 42 registrations with known truth, of which the radii then held 92 % of the errors. One step falls
-#: short by about `MOST_PACE`, so the jackknife's deviations do too.
-COMMON_MM, HALVES_SHARE, INFLATION = 0.4, 0.25, MOST_PACE
+#: Further from its start than this times `CAPTURE_MM` or `CAPTURE_DEG` nothing is looked for.
+FARTHEST = 1.5
+#: Standard errors per axis that no patch knows of, for all share them, mm: one for all (what reflects lies beside what
+#: the CT shows as the edge; the tracker), and one that is divided by the evidence (optima beside the right one); and
+#: the share of the squared distance between the halves that is variance per axis. Chosen on registrations of known
+#: truth, of which those called good then held 95 % of the errors. One step falls short by about `MOST_PACE`, so the
+#: jackknife's deviations do too.
+COMMON_MM, WEAK_MM, HALVES_SHARE, INFLATION = 0.5, 3.0, 0.25, MOST_PACE
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,7 +125,8 @@ class UltrasoundRegistration:
     overlap : float
         Share of the patches (by weight) that lie inside the CT (and its mask).
     evidence : float
-        How many standard deviations the similarity lies above that at poses 8 to 20 mm and 4 to 15 degrees away.
+        How many standard deviations the similarity lies above that at poses 8 to 20 mm and 4 to 15 degrees away,
+        without the quarter of the image that says most for it.
     agreement : float
         Share of the patches, by weight, that the CT explains better than 95 % of patches are explained at such poses:
         0.05 by chance.
@@ -144,7 +160,8 @@ class UltrasoundRegistration:
     def covariance_at(self, points_ras: ArrayLike) -> Array:
         """(n, 3, 3) covariance, mm², of where points of the CT, (n, 3) RAS mm, are taken from."""
         arms = np.atleast_2d(np.asarray(points_ras, np.float64)) - self.centre_ras
-        common = (COMMON_MM**2 + HALVES_SHARE * self.halves_mm**2) * np.eye(3)
+        weak = WEAK_MM / max(self.evidence, 1.0)
+        common = (COMMON_MM**2 + weak**2 + HALVES_SHARE * self.halves_mm**2) * np.eye(3)
         return np.array([point_covariance(self.covariance, arm) + common for arm in arms])
 
     def expected_error_mm(self, points_ras: ArrayLike, share: float = 0.95) -> Array:
@@ -169,6 +186,7 @@ class _Level:
     pitch_mm: float
     centre: Array  # (4,) of the patches, in the reference
     size_mm: float
+    echo: bool  # an edge may only add to the image
 
     def fits(self, pose: Array) -> tuple[Array, Array]:
         """(m, SUMS) of `kernels.patch_fits` at ``pose``, RAS from reference, and the centre (3,) it turns about."""
@@ -180,28 +198,45 @@ class _Level:
         kernels.patch_fits(
             self.look.frames, self.look.patches, self.look.side, self.ct, np.ascontiguousarray(turn, np.float32),
             np.ascontiguousarray(turn @ about + self.index_from_ras[:3, 3], np.float32),
-            np.ascontiguousarray(ras_from_pixel, np.float32), FLOOR_HU2, out,
+            np.ascontiguousarray(ras_from_pixel, np.float32), FLOOR_HU2, self.echo, out,
         )  # fmt: skip
         return out, about
 
-    def similarities(self, poses: Sequence[Array]) -> Array:
-        """(n,) at each of ``poses``; less than half of the patches in the CT counts against it."""
+    def sums(self, poses: Sequence[Array]) -> Array:
+        """(n, 2) at each of ``poses``: weight times share explained, and weight, of the patches in the CT."""
         index = (self.index_from_ras @ np.array(poses))[:, None] @ self.look.reference_from_pixel[None]
         out = np.empty((len(poses), 2))
         kernels.similarities(
             self.look.frames, self.look.patches, self.look.weights, self.look.side, self.ct,
-            np.ascontiguousarray(index[:, :, :3], np.float32), FLOOR_HU2, out,
+            np.ascontiguousarray(index[:, :, :3], np.float32), FLOOR_HU2, self.echo, out,
         )  # fmt: skip
-        known = out[:, 1] / max(self.look.weights.sum(), 1e-12)
-        return np.asarray(out[:, 0] / np.maximum(out[:, 1], 1e-12) * np.minimum(2.0 * known, 1.0))
+        return out
+
+    def similarities(self, poses: Sequence[Array]) -> Array:
+        """(n,) at each of ``poses``; less than half of the patches in the CT counts against it."""
+        return _mean_share(self.sums(poses), float(self.look.weights.sum()))
+
+    def part(self, chosen: NDArray[np.bool_]) -> _Level:
+        """With the ``chosen`` (m,) patches only."""
+        look = self.look
+        fewer = FrameLevel(
+            look.frames, np.ascontiguousarray(look.patches[chosen]), look.weights[chosen], look.side,
+            look.reference_from_pixel,
+        )  # fmt: skip
+        return replace(self, look=fewer)
 
 
-def _step_matrix(step: Array, centre: Array) -> Array:
-    """(4, 4) of a translation, mm, and a rotation vector, rad, about ``centre``."""
-    rotation = Rotation.from_rotvec(step[3:]).as_matrix()
-    out = np.eye(4)
-    out[:3, :3] = rotation
-    out[:3, 3] = centre - rotation @ centre + step[:3]
+def _mean_share(sums: Array, weight: float) -> Array:
+    """(...) share explained from (..., 2) sums over patches of ``weight`` altogether."""
+    known = sums[..., 1] / max(weight, 1e-12)
+    return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1e-12) * np.minimum(2.0 * known, 1.0))
+
+
+def _step_matrices(steps: Array, centre: Array) -> Array:
+    """(n, 4, 4) of translations, mm, and rotation vectors, rad, (n, 6), about ``centre``."""
+    out = np.tile(np.eye(4), (len(steps), 1, 1))
+    out[:, :3, :3] = Rotation.from_rotvec(steps[:, 3:]).as_matrix()
+    out[:, :3, 3] = centre - out[:, :3, :3] @ centre + steps[:, :3]
     return out
 
 
@@ -292,7 +327,7 @@ def _descend(level: _Level, pose: Array, steps: int) -> tuple[_State, Array, Arr
         moved = float(np.linalg.norm(step[:3]) + np.linalg.norm(step[3:]) * level.size_mm)
         if moved > MOST_STEP * level.pitch_mm:
             step *= MOST_STEP * level.pitch_mm / moved
-        there = _step_matrix(step, about) @ state.pose
+        there = _step_matrices(step[None], about)[0] @ state.pose
         after, about_after = level.fits(there)
         state.steps += 1
         similarity, each_after = _value(level, after)
@@ -321,12 +356,7 @@ def _cloud(count: int, millimetres: tuple[float, float], degrees: tuple[float, f
 
 def _around(level: _Level, pose: Array, steps: Array) -> list[Array]:
     about = (pose @ level.centre)[:3]
-    return [_step_matrix(step, about) @ pose for step in steps]
-
-
-def _best(level: _Level, poses: list[Array], count: int) -> list[Array]:
-    order = np.argsort(-level.similarities(poses), kind="stable")
-    return [poses[n] for n in order[:count]]
+    return list(_step_matrices(steps, about) @ pose)
 
 
 def _apart_mm(one: Array, two: Array, points: Array) -> float:
@@ -335,19 +365,41 @@ def _apart_mm(one: Array, two: Array, points: Array) -> float:
     return float(np.sqrt((apart**2).sum(axis=1).mean()))
 
 
+def _best(level: _Level, poses: Sequence[Array], count: int, same_mm: float = 0.0) -> list[Array]:
+    """The ``count`` most similar ones, no two closer than ``same_mm`` over the patches."""
+    points = level.look.centres()[:: max(1, len(level.look.patches) // 50)]
+    out: list[Array] = []
+    for n in np.argsort(-level.similarities(poses), kind="stable"):
+        if same_mm <= 0.0 or all(_apart_mm(poses[n], other, points) >= same_mm for other in out):
+            out.append(poses[n])
+        if len(out) == count:
+            break
+    return out
+
+
+def _reach(level: _Level, start: Array, pose: Array) -> tuple[float, float]:
+    """How far ``pose`` moves the middle of the patches, and turns, from ``start``: in `CAPTURE_MM`, `CAPTURE_DEG`."""
+    moved = np.linalg.norm(((pose - start) @ level.centre)[:3])
+    turned = math.degrees(rotation_angle_rad(pose[:3, :3] @ start[:3, :3].T))
+    return float(moved) / CAPTURE_MM, turned / CAPTURE_DEG
+
+
+def _thinned(chosen: NDArray[np.intp], most: int) -> NDArray[np.intp]:
+    return chosen[np.unique(np.linspace(0, len(chosen) - 1, most).round().astype(np.intp))]
+
+
 def _levels(
     fixed: Volume, mask: NDArray[np.generic] | None, moving: TrackedFrames, chosen: NDArray[np.intp], start: Array
 ) -> list[_Level]:
-    """From the coarsest; the coarse ones with every other frame when there are many."""
+    """From the coarsest; the coarse ones with few of the frames."""
     columns, rows = moving.images.shape[2] - 1, moving.images.shape[1] - 1
     pixels = np.array([[0, 0, 0, 1.0], [columns, 0, 0, 1], [0, rows, 0, 1], [columns, rows, 0, 1]])
     corners = (start @ moving.reference_from_pixel[chosen] @ pixels.T)[:, :3].transpose(0, 2, 1).reshape(-1, 3)
     ct, cut = _cropped(fixed, mask, corners)
-    few = chosen[:: max(1, -(-len(chosen) // SEARCH_FRAMES))]
     out = []
     sources = _channels(ct, cut, [pitch for _, pitch in LEVELS_MM])
     for n, ((pixel_mm, _), (index_from_ras, channels)) in enumerate(zip(LEVELS_MM, sources, strict=True)):
-        look = frame_level(moving, chosen if n == len(LEVELS_MM) - 1 else few, pixel_mm, SIDE)
+        look = frame_level(moving, _thinned(chosen, FRAMES[n]), pixel_mm, SIDE)
         structure = float(look.weights.sum())
         if structure < LEAST_PATCHES:
             raise ImageRegistrationError(
@@ -357,7 +409,7 @@ def _levels(
         places = look.centres()
         centre = look.weights @ places / structure
         size = math.sqrt(float(look.weights @ ((places - centre) ** 2).sum(axis=1)) / structure)
-        out.append(_Level(look, channels, index_from_ras, pixel_mm, np.array([*centre, 1.0]), size))
+        out.append(_Level(look, channels, index_from_ras, pixel_mm, np.array([*centre, 1.0]), size, ECHOES[n]))
     return out
 
 
@@ -380,13 +432,24 @@ def _jackknife(level: _Level, fits: Array, each: Array) -> Array:
     return jackknife_covariance(left) * INFLATION**2
 
 
-def _half(level: _Level, odd: int) -> _Level:
-    mine = level.look.patches[:, 0] % 2 == odd
-    look = level.look
-    part = FrameLevel(
-        look.frames, np.ascontiguousarray(look.patches[mine]), look.weights[mine], look.side, look.reference_from_pixel
-    )
-    return _Level(part, level.ct, level.index_from_ras, level.pitch_mm, level.centre, level.size_mm)
+def _evidence(level: _Level, pose: Array, elsewhere: Sequence[Array]) -> float:
+    """Standard deviations of the similarity elsewhere by which that at ``pose`` lies above their mean.
+
+    Without the quarter of the image (shallow or deep, left or right) that says most for it: one interface, such as gas
+    beside the liver, can be explained very well with all else astray.
+    """
+    rows, columns = level.look.patches[:, 1], level.look.patches[:, 2]
+    quarter = 2 * (rows > np.median(rows)) + (columns > np.median(columns))
+    sums = np.zeros((4, 1 + len(elsewhere), 2))
+    weights = np.zeros(4)
+    for n in np.unique(quarter):
+        part = level.part(quarter == n)
+        sums[n], weights[n] = part.sums([pose, *elsewhere]), part.look.weights.sum()
+    out = []
+    for n in np.unique(quarter):
+        shares = _mean_share(sums.sum(axis=0) - sums[n], float(weights.sum() - weights[n]))
+        out.append(float((shares[0] - shares[1:].mean()) / max(shares[1:].std(ddof=1), 1e-9)))
+    return min(out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,8 +457,7 @@ class _Quality:
     evidence: float
     agreement: float
     halves_mm: float
-    moved_mm: float
-    turned_deg: float
+    reach: tuple[float, float]
 
 
 def _judge(state: _State, found: _Quality) -> tuple[Verdict, tuple[str, ...]]:
@@ -416,15 +478,16 @@ def _judge(state: _State, found: _Quality) -> tuple[Verdict, tuple[str, ...]]:
         wrong.append(f"{apart} (most {MOST_HALVES_MM:g} mm)")
     elif found.halves_mm > GOOD_HALVES_MM:
         doubts.append(f"{apart} (good up to {GOOD_HALVES_MM:g} mm)")
-    if found.moved_mm > FARTHEST_MM or found.turned_deg > FARTHEST_DEG:
+    if max(found.reach) > FARTHEST:
+        moved, turned = found.reach[0] * CAPTURE_MM, found.reach[1] * CAPTURE_DEG
         doubts.append(
-            f"it moves the ultrasound by {found.moved_mm:.0f} mm and {found.turned_deg:.0f} degrees from the start "
-            f"(looked for up to {CAPTURE_MM:g} mm and {CAPTURE_DEG:g} degrees)"
+            f"it moves the ultrasound by {moved:.0f} mm and {turned:.0f} degrees from the start (looked for up to "
+            f"{CAPTURE_MM:g} mm and {CAPTURE_DEG:g} degrees)"
         )
     if wrong:
         return Verdict.IMPLAUSIBLE, (*wrong, *doubts)
     if not state.converged:
-        return Verdict.NOT_CONVERGED, (f"not settled after {STEPS[-1]} steps on the finest level", *doubts)
+        return Verdict.NOT_CONVERGED, (f"not settled after {MOST_STEPS} steps on the finest level", *doubts)
     return (Verdict.DOUBTFUL, tuple(doubts)) if doubts else (Verdict.GOOD, ())
 
 
@@ -484,34 +547,42 @@ def register_ultrasound(
     steps = _cloud(POSES, (0.0, CAPTURE_MM * 1.1), (0.0, CAPTURE_DEG * 1.1), seed=1)
     steps[0] = 0.0
     poses = _around(levels[0], start, steps)
-    candidates = _best(levels[0], poses, KEPT[0])
     iterations = 0
-    fits, each = np.zeros((0, kernels.SUMS)), np.zeros(0)
-    for n, level in enumerate(levels):
-        tell(0.3 + 0.2 * n, f"at {level.pitch_mm:g} mm")
-        found = [_descend(level, pose, STEPS[n]) for pose in candidates[: KEPT[n]]]
-        iterations += sum(state.steps for state, _, _ in found)
-        found.sort(key=lambda one: -one[0].similarity * min(2.0 * one[0].overlap, 1.0))
-        candidates = [state.pose for state, _, _ in found]
-        state, fits, each = found[0]
-        if n == len(levels) - 2:
-            near = _around(level, state.pose, _cloud(NEAR_POSES, (0.0, NEAR_MM), (0.0, NEAR_DEG), seed=3))
-            candidates = _best(level, [*candidates, *near], KEPT[-1])
+
+    def refined(level: _Level, poses: Sequence[Array], steps: int) -> list[Array]:
+        """The best first."""
+        nonlocal iterations
+        states = [_descend(level, pose, steps)[0] for pose in poses]
+        iterations += sum(state.steps for state in states)
+        near = [s for s in states if max(_reach(level, start, s.pose)) <= FARTHEST]
+        states = near or states
+        return [s.pose for s in sorted(states, key=lambda s: -s.similarity * min(2.0 * s.overlap, 1.0))]
+
+    candidates = refined(levels[0], _best(levels[0], poses, FIRST[0]), FIRST[1])
+    candidates = refined(levels[0], candidates[: AGAIN[0]], AGAIN[1])
+    tell(0.4, f"at {levels[1].pitch_mm:g} mm")
+    candidates = refined(levels[1], _best(levels[1], candidates, KEPT, SAME_MM), STEPS)
+    tell(0.6, "looking around the best")
+    for n, (count, some, millimetres, degrees) in enumerate(ROUNDS):
+        near = _around(levels[1], candidates[0], _cloud(count, (0.0, millimetres), (0.0, degrees), seed=3 + n))
+        found = refined(levels[1], _best(levels[1], near, some, SAME_MM), STEPS)
+        candidates = _best(levels[1], [*candidates, *found], KEPT, SAME_MM)
+    tell(0.7, f"at {finest.pitch_mm:g} mm")
+    state, fits, each = _descend(finest, _best(finest, candidates, 1)[0], MOST_STEPS)
+    iterations += state.steps
     if not each.any():
         raise ImageRegistrationError("the ultrasound and the CT have nothing in common; give another start (--init)")
     tell(0.9, "quality")
     elsewhere = _around(finest, state.pose, _cloud(CHANCE_POSES, CHANCE_MM, CHANCE_DEG, seed=2))
     looked = levels[1]  # fewer frames, the same structure
-    chance = looked.similarities([state.pose, *elsewhere])
-    evidence = float((chance[0] - chance[1:].mean()) / max(chance[1:].std(ddof=1), 1e-9))
     points = finest.look.centres()
-    halves = [_descend(_half(finest, odd), state.pose, STEPS[-1])[0].pose for odd in (0, 1)]
+    odd = finest.look.patches[:, 0] % 2 == 1
+    halves = [_descend(finest.part(half), state.pose, HALF_STEPS)[0].pose for half in (odd, ~odd)]
     quality = _Quality(
-        evidence=evidence,
+        evidence=_evidence(looked, state.pose, elsewhere),
         agreement=_agreement(looked, state.pose, elsewhere[:: max(1, CHANCE_POSES // 8)]),
         halves_mm=_apart_mm(halves[0], halves[1], points),
-        moved_mm=_apart_mm(state.pose, start, points),
-        turned_deg=math.degrees(rotation_angle_rad(state.pose[:3, :3] @ start[:3, :3].T)),
+        reach=_reach(finest, start, state.pose),
     )
     verdict, reasons = _judge(state, quality)
     return UltrasoundRegistration(

@@ -82,9 +82,12 @@ def channels(image, turn, out):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, inline="always", error_model="numpy", fastmath={"nsz", "arcp", "contract", "reassoc"})
-def _fit(n, sp, sg, su, spp, sgg, spg, spu, sgu, suu, floor):  # type: ignore[no-untyped-def]
-    """Fit of u by a p + b g + c from plain sums: a, b, total and residual sum of squares, and the inverse (3) of the
-    2×2 matrix of p and g about their means (all 0 where they do not vary)."""
+def _fit(n, sp, sg, su, spp, sgg, spg, spu, sgu, suu, floor, echo):  # type: ignore[no-untyped-def]
+    """Fit of u by a p + b g + c (``echo``: b not negative) from plain sums.
+
+    Returns a, b, the total and the residual sum of squares, and the inverse (3) of the 2×2 matrix of p and g about
+    their means (0 for what does not vary, or is held at 0).
+    """
     mp, mg, mu = sp / n, sg / n, su / n
     # A channel that hardly varies explains nothing; the floor keeps the fit from amplifying it.
     cpp, cgg, cpg = spp - n * mp * mp + n * floor, sgg - n * mg * mg + n * floor, spg - n * mp * mg
@@ -96,19 +99,22 @@ def _fit(n, sp, sg, su, spp, sgg, spg, spu, sgu, suu, floor):  # type: ignore[no
         return 0.0, 0.0, total, total, 0.0, 0.0, 0.0
     ipp, igg, ipg = cgg / det, cpp / det, -cpg / det
     a, b = ipp * cpu + ipg * cgu, ipg * cpu + igg * cgu
+    if echo and b < 0.0:  # an interface reflects; what is dark along an edge is there by chance
+        ipp, ipg, igg = 1.0 / cpp, 0.0, 0.0
+        a, b = ipp * cpu, 0.0
     return a, b, total, max(total - a * cpu - b * cgu, 0.0), ipp, ipg, igg
 
 
 @njit(nogil=True, cache=True, parallel=True, error_model="numpy", fastmath={"nsz", "arcp", "contract", "reassoc"})
-def patch_fits(frames, patches, side, ct, index_from_ras, centre_index, ras_from_pixel, floor, out):  # type: ignore[no-untyped-def]
+def patch_fits(frames, patches, side, ct, index_from_ras, centre_index, ras_from_pixel, floor, echo, out):  # type: ignore[no-untyped-def]
     """Fit every patch of ultrasound by the CT's channels, and differentiate what is left by the pose.
 
     ``frames`` (n, rows, columns) float32, NaN: no image; ``patches`` (m, 3) int32: frame, first row, first column;
     ``side``: pixels of a patch; ``ct`` (k, j, i, 2) float32; ``index_from_ras`` (3, 3) float32, linear part;
     ``centre_index`` (3,) float32: index (i, j, k) of the centre about which the pose turns; ``ras_from_pixel``
     (n, 3, 3) float32: (column, row, 1) to RAS mm from that centre; ``floor``: variance added to both channels;
-    ``out`` (m, SUMS) float64: see `TOTAL` and what follows. A pixel outside the image, the
-    CT or its mask (NaN): all zero.
+    ``echo``: an edge may only add to the image (b not negative); ``out`` (m, SUMS) float64: see `TOTAL` and what
+    follows. A pixel outside the image, the CT or its mask (NaN): all zero.
 
     Image and channels are freed of their linear trend in the patch first. The residual is projected onto what the fit
     leaves (variable projection in Kaufman's form), so the Hessian knows that a, b and c follow the pose.
@@ -118,7 +124,7 @@ def patch_fits(frames, patches, side, ct, index_from_ras, centre_index, ras_from
     middle = 0.5 * (side - 1)
     slope = side * side * (side * side - 1) / 12.0
     for m in prange(patches.shape[0]):
-        v = np.empty((9, MOST_PIXELS))
+        v = np.empty((11, MOST_PIXELS))
         frame = patches[m, 0]
         t = ras_from_pixel[frame]
         for c in range(SUMS):
@@ -174,6 +180,7 @@ def patch_fits(frames, patches, side, ct, index_from_ras, centre_index, ras_from
                 sgu += g * w
                 suu += w * w
                 xc, xr = column - patches[m, 2] - middle, row - patches[m, 1] - middle
+                v[9, n], v[10, n] = xc, xr
                 pc += p * xc
                 pr += p * xr
                 gc += g * xc
@@ -189,7 +196,7 @@ def patch_fits(frames, patches, side, ct, index_from_ras, centre_index, ras_from
         spg -= (pc * gc + pr * gr) / slope
         spu -= (pc * uc + pr * ur) / slope
         sgu -= (gc * uc + gr * ur) / slope
-        a, b, total, residual, ipp, ipg, igg = _fit(n, sp, sg, su, spp, sgg, spg, spu, sgu, suu, floor)
+        a, b, total, residual, ipp, ipg, igg = _fit(n, sp, sg, su, spp, sgg, spg, spu, sgu, suu, floor, echo)
         out[m, TOTAL], out[m, RESIDUAL], out[m, COUNT] = total, residual, n
         out[m, FIT], out[m, FIT + 1] = a, b
         if a == 0.0 and b == 0.0:
@@ -203,7 +210,7 @@ def patch_fits(frames, patches, side, ct, index_from_ras, centre_index, ras_from
             v[3, q] = x[9, q] * jz - x[10, q] * jy
             v[4, q] = x[10, q] * jx - x[8, q] * jz
             v[5, q] = x[8, q] * jy - x[9, q] * jx
-            xc, xr = (q % side - middle) / slope, (q // side - middle) / slope
+            xc, xr = v[9, q] / slope, v[10, q] / slope
             v[6, q] = x[0, q] - mp - pc * xc - pr * xr
             v[7, q] = x[4, q] - mg - gc * xc - gr * xr
             v[8, q] = x[11, q] - mu - uc * xc - ur * xr - a * v[6, q] - b * v[7, q]
@@ -211,17 +218,17 @@ def patch_fits(frames, patches, side, ct, index_from_ras, centre_index, ras_from
             s, s_c, s_l, s_p, s_g, s_r = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
             for q in range(n):
                 s += v[d, q]
-                s_c += v[d, q] * (q % side - middle)
-                s_l += v[d, q] * (q // side - middle)
+                s_c += v[d, q] * v[9, q]
+                s_l += v[d, q] * v[10, q]
                 s_p += v[d, q] * v[6, q]
                 s_g += v[d, q] * v[7, q]
                 s_r += v[d, q] * v[8, q]
             # The model grows with the step, the residual falls.
             out[m, GRADIENT + d] = -s_r
             mean, left, right = s / n, ipp * s_p + ipg * s_g, ipg * s_p + igg * s_g
+            s_c, s_l = s_c / slope, s_l / slope
             for q in range(n):
-                trend = (s_c * (q % side - middle) + s_l * (q // side - middle)) / slope
-                v[d, q] -= mean + trend + left * v[6, q] + right * v[7, q]
+                v[d, q] -= mean + s_c * v[9, q] + s_l * v[10, q] + left * v[6, q] + right * v[7, q]
         for d in range(6):
             for e in range(d, 6):
                 s = 0.0
@@ -232,7 +239,7 @@ def patch_fits(frames, patches, side, ct, index_from_ras, centre_index, ras_from
 
 
 @njit(nogil=True, cache=True, parallel=True, error_model="numpy", fastmath={"nsz", "arcp", "contract", "reassoc"})
-def similarities(frames, patches, weights, side, ct, index_from_pixel, floor, out):  # type: ignore[no-untyped-def]
+def similarities(frames, patches, weights, side, ct, index_from_pixel, floor, echo, out):  # type: ignore[no-untyped-def]
     """Weighted share of the patches' variance that the CT explains, at many poses.
 
     As in `patch_fits`, but ``weights`` (m,) float64 and ``index_from_pixel`` (poses, n, 3, 3) float32: (column, row, 1)
@@ -303,7 +310,7 @@ def similarities(frames, patches, weights, side, ct, index_from_pixel, floor, ou
             spg -= (pc * gc + pr * gr) / slope
             spu -= (pc * uc + pr * ur) / slope
             sgu -= (gc * uc + gr * ur) / slope
-            _, _, total, residual, _, _, _ = _fit(n, sp, sg, su, spp, sgg, spg, spu, sgu, suu, floor)
+            _, _, total, residual, _, _, _ = _fit(n, sp, sg, su, spp, sgg, spg, spu, sgu, suu, floor, echo)
             if total > 0.0:
                 explained += weights[m] * (1.0 - residual / total)
                 known += weights[m]
@@ -330,7 +337,7 @@ KERNELS = (
         patch_fits,
         (
             f"{_FRAMES}, {_PATCHES}, int64, {_CT}, float32[:, ::1], float32[::1], float32[:, :, ::1], float64, "
-            "float64[:, ::1]",
+            "boolean, float64[:, ::1]",
         ),
     ),
     KernelSpec(
@@ -338,7 +345,7 @@ KERNELS = (
         similarities,
         (
             f"{_FRAMES}, {_PATCHES}, Array(float64, 1, 'C', readonly=True), int64, {_CT}, float32[:, :, :, ::1], "
-            "float64, float64[:, ::1]",
+            "float64, boolean, float64[:, ::1]",
         ),
     ),
 )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.optimize import lsq_linear
 
 from nav.registration import ultrasound_kernels as kernels
 
@@ -75,9 +76,16 @@ def basis() -> NDArray[np.float64]:
 
 
 def patch_twin(
-    frames: NDArray[np.float32], patch: NDArray[np.int32], ct: NDArray[np.float32], index: NDArray[np.float64]
+    frames: NDArray[np.float32],
+    patch: NDArray[np.int32],
+    ct: NDArray[np.float32],
+    index: NDArray[np.float64],
+    echo: bool,
 ) -> tuple[float, float, NDArray[np.float64]] | None:
-    """Total, residual (with the floor's share), and (a, b) of a ridge fit by least squares; None where it is out."""
+    """Total, residual (with the floor's share), and (a, b) of a ridge fit by least squares; None where it is out.
+
+    ``echo``: with b not below 0.
+    """
     frame, r0, c0 = patch
     u = frames[frame, r0 : r0 + SIDE, c0 : c0 + SIDE].astype(np.float64).ravel()
     row, column = np.indices((SIDE, SIDE)).reshape(2, -1) + np.array([[r0], [c0]])
@@ -90,7 +98,8 @@ def patch_twin(
     trend = basis()
     u, v = (x - trend @ np.linalg.lstsq(trend, x, rcond=None)[0] for x in (u, v))
     ridge = np.sqrt(SIDE * SIDE * FLOOR) * np.eye(2)
-    fit = np.linalg.lstsq(np.concatenate([v, ridge]), np.concatenate([u, np.zeros(2)]), rcond=None)[0]
+    lowest = [-np.inf, 0.0 if echo else -np.inf]
+    fit = lsq_linear(np.concatenate([v, ridge]), np.concatenate([u, np.zeros(2)]), (lowest, np.inf), tol=1e-14).x
     left = u - v @ fit
     return float(u @ u), float(left @ left + SIDE * SIDE * FLOOR * fit @ fit), fit
 
@@ -105,35 +114,39 @@ def pose_arguments(index: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...
     return linear.astype(np.float32), centre.astype(np.float32), np.ascontiguousarray(ras, np.float32)
 
 
-def fits(frames, patches, ct, linear, centre, ras):  # type: ignore[no-untyped-def]
+def fits(frames, patches, ct, linear, centre, ras, echo=False):  # type: ignore[no-untyped-def]
     out = np.full((len(patches), kernels.SUMS), 9.0)
-    kernels.patch_fits(frames, patches, SIDE, ct, linear, centre, ras, FLOOR, out)
+    kernels.patch_fits(frames, patches, SIDE, ct, linear, centre, ras, FLOOR, echo, out)
     return out
 
 
-def test_the_fit_of_every_patch() -> None:
+@pytest.mark.parametrize("echo", [False, True])
+def test_the_fit_of_every_patch(echo: bool) -> None:
     frames, patches, ct, index = scene()
-    out = fits(frames, patches, ct, *pose_arguments(index))
-    used = 0
+    out = fits(frames, patches, ct, *pose_arguments(index), echo)
+    used = held = 0
     for n, patch in enumerate(patches):
-        twin = patch_twin(frames, patch, ct, index.astype(np.float64))
+        twin = patch_twin(frames, patch, ct, index.astype(np.float64), echo)
         if twin is None:
             assert not out[n].any()
             continue
         used += 1
+        held += out[n, kernels.FIT] != 0.0 and out[n, kernels.FIT + 1] == 0.0
         assert out[n, kernels.COUNT] == SIDE * SIDE
         np.testing.assert_allclose(out[n, kernels.TOTAL], twin[0], rtol=1e-4, atol=1e-3)
         np.testing.assert_allclose(out[n, kernels.RESIDUAL], twin[1], rtol=1e-3, atol=1e-3)
         np.testing.assert_allclose(out[n, kernels.FIT : kernels.FIT + 2], twin[2], rtol=1e-2, atol=1e-4)
     assert 4 < used < len(patches)
+    assert (0 < held < used) == echo
 
 
-def test_the_slope_is_that_of_half_the_residual() -> None:
+@pytest.mark.parametrize("echo", [False, True])
+def test_the_slope_is_that_of_half_the_residual(echo: bool) -> None:
     frames, patches, ct, index = scene()
     # A trilinear image has kinks: in a smooth one they are small.
     ct = np.ascontiguousarray(4.0 * gaussian_filter(np.nan_to_num(ct), (1.5, 1.5, 1.5, 0)), np.float32)
     linear, centre, ras = pose_arguments(index)
-    out = fits(frames, patches, ct, linear, centre, ras)
+    out = fits(frames, patches, ct, linear, centre, ras, echo)
     step = 2e-3
     for d in range(6):
         sides = []
@@ -146,7 +159,7 @@ def test_the_slope_is_that_of_half_the_residual() -> None:
                 turn[d - 3] = sign * step
                 skew = np.array([[0, -turn[2], turn[1]], [turn[2], 0, -turn[0]], [-turn[1], turn[0], 0]])
                 moved = moved + skew @ moved
-            sides.append(fits(frames, patches, ct, linear, centre, np.ascontiguousarray(moved, np.float32)))
+            sides.append(fits(frames, patches, ct, linear, centre, np.ascontiguousarray(moved, np.float32), echo))
         known = (out[:, 0] > 0) & (sides[0][:, 0] > 0) & (sides[1][:, 0] > 0)
         slope = (sides[0] - sides[1])[known, kernels.RESIDUAL] / (4.0 * step)
         wanted = out[known, kernels.GRADIENT + d]
@@ -163,16 +176,16 @@ def test_the_hessian_is_what_the_fit_leaves_of_the_slopes() -> None:
     assert np.abs(hessians).max() > 1.0
 
 
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_the_similarity_at_many_poses_is_that_of_the_fits(count: int) -> None:
+@pytest.mark.parametrize(("count", "echo"), [(0, False), (1, False), (3, True)])
+def test_the_similarity_at_many_poses_is_that_of_the_fits(count: int, echo: bool) -> None:
     frames, patches, ct, index = scene()
     weights = np.random.default_rng(4).random(len(patches))
     poses = np.stack([index + 0.1 * n for n in range(count)]) if count else np.zeros((0, 2, 3, 3))
     poses = np.ascontiguousarray(poses, np.float32)
     out = np.full((count, 2), 9.0)
-    kernels.similarities(frames, patches, weights, SIDE, ct, poses, FLOOR, out)
+    kernels.similarities(frames, patches, weights, SIDE, ct, poses, FLOOR, echo, out)
     for n in range(count):
-        found = [patch_twin(frames, patch, ct, poses[n].astype(np.float64)) for patch in patches]
+        found = [patch_twin(frames, patch, ct, poses[n].astype(np.float64), echo) for patch in patches]
         known = [(w, f) for w, f in zip(weights, found, strict=True) if f is not None and f[0] > 1e-3]
         assert out[n, 1] == pytest.approx(sum(w for w, _ in known), rel=1e-6)
         assert out[n, 0] == pytest.approx(sum(w * (1 - f[1] / f[0]) for w, f in known), rel=1e-3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numba
 import numpy as np
 import pytest
@@ -135,6 +137,26 @@ def test_what_is_wrong_is_never_called_good(wrong: str) -> None:
     result = register_ultrasound(image, SWEEP, initial=at)
     assert result.verdict is not Verdict.GOOD
     assert any("standard deviations" in reason or "halves" in reason for reason in result.reasons)
+
+
+def test_one_interface_explained_well_does_not_make_it_good() -> None:
+    """A gas pocket in a corner of the frames is where the CT has it, and nothing else is (10.8 if it were counted)."""
+    hu, grey = HU.copy(), tissue(5)[1]
+    k, j, i = np.indices(SHAPE)
+    away = np.sqrt((2.0 * (i - 26)) ** 2 + (2.0 * (j - 36)) ** 2 + (2.0 * (k - 20)) ** 2)
+    hu[away < 11.0] = -800.0
+    grey[np.abs(away - 11.0) < 2.0] = 255.0
+    grey[away < 9.0] = 5.0
+    result = register_ultrasound(ct(hu), sweep(grey=grey), initial=start(1.0, 1.0))
+    assert result.evidence < 3.0
+    assert result.verdict is not Verdict.GOOD
+
+
+def test_the_stated_error_grows_where_little_stands_out() -> None:
+    result = register_ultrasound(ct(), SWEEP, initial=start(2.0, 1.0))
+    weak = replace(result, evidence=2.0)
+    assert (weak.expected_error_mm(points()) > result.expected_error_mm(points()) + 1.0).all()
+    assert (result.expected_error_mm(points(), 0.5) < result.expected_error_mm(points())).all()
 
 
 def test_a_compounded_volume_is_taken_plane_by_plane() -> None:
