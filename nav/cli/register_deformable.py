@@ -141,10 +141,7 @@ def deformable(
         write_volume(
             out / names["expected_error"], resample_rigid(errors, upright_grid(errors), stays, outside=float("nan"))
         )
-        beside = given.fixed
-        if grid is not beside:
-            beside = resample_rigid(beside, grid, stays, outside=float(beside.array.min()))
-        shared.write_checkerboard(out / names["checkerboard"], beside, warped)
+        shared.write_checkerboard(out / names["checkerboard"], given.fixed, warped)
     report["out"] = {what: str(out / name) for what, name in names.items()}
     similarity = report["similarity"]
     text = [

@@ -66,7 +66,6 @@ def rigid(
     # Imported here, so that the help costs nothing.
     from nav.cli import registration_files as shared
     from nav.cli.progress import Steps
-    from nav.geometry.rigid import Rigid
     from nav.imaging.resample import resample_rigid, upright_grid
     from nav.io.itk_transform import write_itk_rigid
     from nav.io.volume_file import write_volume
@@ -103,11 +102,7 @@ def rigid(
         grid = upright_grid(given.fixed)  # image files cannot say that a scan is tilted
         warped = resample_rigid(given.moving, grid, result.transform, outside=float(given.moving.array.min()))
         write_volume(out / names["warped"], warped)
-        beside = given.fixed
-        if grid is not beside:
-            stays = Rigid.identity(result.transform.name)
-            beside = resample_rigid(beside, grid, stays, outside=float(beside.array.min()))
-        shared.write_checkerboard(out / names["checkerboard"], beside, warped)
+        shared.write_checkerboard(out / names["checkerboard"], given.fixed, warped)
     report["out"] = {what: str(out / name) for what, name in names.items()}
     similarity = report["similarity"]
     text = [

@@ -22,6 +22,7 @@ from nav.geometry.kernels import KernelSpec
 from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
 from nav.imaging.checkerboard import checkerboard
+from nav.imaging.resample import resample_rigid
 from nav.io.errors import MaskError
 from nav.io.image_file import read_image_file
 from nav.io.itk_transform import read_itk_rigid
@@ -165,7 +166,9 @@ def points_inside(image: Volume, mask: NDArray[np.generic] | None, about: int) -
 
 
 def write_checkerboard(path: Path, fixed: Volume, warped: Volume) -> None:
-    """The picture of both, on one grid."""
+    """The picture of both, on the grid of ``warped``."""
+    if fixed.array.shape != warped.array.shape or not np.allclose(fixed.ras_from_index, warped.ras_from_index):
+        fixed = resample_rigid(fixed, warped, Rigid.identity(MOVING_TO_FIXED), outside=float(fixed.array.min()))
     if not cv2.imwrite(str(path), checkerboard(fixed, warped)):
         raise CommandError(f"{path}: cannot be written", ExitCode.INPUT)
 
