@@ -10,12 +10,13 @@ CHOSEN := $(if $(filter file default,$(origin PYTHON)),0,1)
 # Scripts named play_* are sources to play, not measurements.
 BENCHMARKS = $(filter-out benchmarks/play_%,$(wildcard benchmarks/*.py)) $(wildcard benchmarks/hud/run*.py) benchmarks/openigtlink/run.py benchmarks/openigtlink/codec.py $(addprefix benchmarks/registration/,rigid.py deformable.py multimodal.py slice.py ultrasound.py surface.py)
 
-.PHONY: help demo test setup lint bench clean
+.PHONY: help demo test setup lint bench clean bits
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    play the whole job in the simulated room (window, or headless without a display)"
 	@echo "make test    run the tests"
+	@echo "make bits    whether freshly compiled kernels give the same bits as cached ones (minutes)"
 	@echo "make setup   only create .venv with the pinned packages and check the system libraries"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   run the benchmarks"
@@ -36,6 +37,13 @@ test: setup
 	$(BIN)/python -m pytest $(ARGS)
 	NUMBA_DISABLE_JIT=1 NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest tests/reference
 	NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=.numba_cache/boundscheck $(BIN)/python -m pytest tests/reference
+
+# Freshly compiled kernels against the same ones from the cache (minutes): see tests/cold_code.py.
+bits: setup
+	rm -rf .numba_cache/bits
+	for run in cold warm; do KERNEL_BITS=.numba_cache/$$run.json NUMBA_CACHE_DIR=.numba_cache/bits \
+	    $(BIN)/python -m pytest -p tests.cold_code tests/reference || exit 1; done
+	$(BIN)/python tests/cold_code.py .numba_cache/cold.json .numba_cache/warm.json
 
 lint: setup
 	$(BIN)/ruff check .

@@ -307,7 +307,8 @@ def smoothed(source, stiff, per_axis, relaxation, sweeps, out):  # type: ignore[
                     out[k, j, i, 2] = keep * out[k, j, i, 2] + d * (source[k, j, i, 2] + s2)
 
 
-@njit(nogil=True, cache=True, parallel=True, error_model="numpy", fastmath={"nsz", "arcp", "contract", "reassoc"})
+# Neither contract nor reassoc: the same bits compiled and cached (make bits).
+@njit(nogil=True, cache=True, parallel=True, error_model="numpy", fastmath={"nsz"})
 def solved(matrix, right, before, stiff, per_axis, relaxation, sweeps, out):  # type: ignore[no-untyped-def]
     """``(A + L) out = A before + right`` by block over-relaxation: A the matrix of every node, L as in `smoothed`.
 

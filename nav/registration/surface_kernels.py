@@ -348,7 +348,8 @@ def _solve(h, g, step):  # type: ignore[no-untyped-def]
     return True
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"nsz", "arcp", "contract", "reassoc"})
+# Neither contract nor reassoc: the same bits compiled and cached (make bits).
+@njit(nogil=True, cache=True, error_model="numpy", fastmath={"nsz"})
 def _settle(  # type: ignore[no-untyped-def]
     s, tree, normals, dimension, value, levels, points, own, share, damping, iterations, poses, scores
 ):
@@ -462,7 +463,8 @@ def _settle(  # type: ignore[no-untyped-def]
                 pose[a, b] = rotated[a, b]
 
 
-@njit(nogil=True, cache=True, parallel=True, error_model="numpy", fastmath={"nsz", "arcp", "contract", "reassoc"})
+# Neither contract nor reassoc: the same bits compiled and cached (make bits).
+@njit(nogil=True, cache=True, parallel=True, error_model="numpy", fastmath={"nsz"})
 def search(  # type: ignore[no-untyped-def]
     tree, normals, dimension, value, levels, points, own, share, damping, iterations, poses, scores
 ):

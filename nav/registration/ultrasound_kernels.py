@@ -57,7 +57,8 @@ def reduce_frames(images, mask, factor, out):  # type: ignore[no-untyped-def]
                 out[frame, row, column] = np.float32(np.nan)
 
 
-@njit(nogil=True, cache=True, parallel=True, error_model="numpy", fastmath={"nsz", "arcp", "contract", "reassoc"})
+# Neither contract nor reassoc: the same bits compiled and cached (make bits).
+@njit(nogil=True, cache=True, parallel=True, error_model="numpy", fastmath={"nsz"})
 def channels(image, turn, out):  # type: ignore[no-untyped-def]
     """The image and the magnitude of its gradient, side by side.
 
@@ -105,7 +106,8 @@ def _fit(n, sp, sg, su, spp, sgg, spg, spu, sgu, suu, floor, echo):  # type: ign
     return a, b, total, max(total - a * cpu - b * cgu, 0.0), ipp, ipg, igg
 
 
-@njit(nogil=True, cache=True, parallel=True, error_model="numpy", fastmath={"nsz", "arcp", "contract", "reassoc"})
+# Neither contract nor reassoc: the same bits compiled and cached (make bits).
+@njit(nogil=True, cache=True, parallel=True, error_model="numpy", fastmath={"nsz"})
 def patch_fits(frames, patches, side, ct, index_from_ras, centre_index, ras_from_pixel, floor, echo, out):  # type: ignore[no-untyped-def]
     """Fit every patch of ultrasound by the CT's channels, and differentiate what is left by the pose.
 
