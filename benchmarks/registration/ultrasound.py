@@ -1,6 +1,6 @@
 """Tracked ultrasound to CT with known truth: success, error, time, capture range, and whether what is stated is true.
 
-    python benchmarks/registration/ultrasound.py [--sweeps 50] [--starts 1] [--frames 30] [--json FILE]
+    python benchmarks/registration/ultrasound.py [--sweeps 50] [--starts 1] [--frames 30] [--moved 12] [--json FILE]
 
 Sweeps of ``ultrasound_simulation.py`` over the abdominal CTs of the shared folder, each from its own window with its
 own transducer, settings, tissue and tracking noise. The CT they are registered to is resampled to 256×256×128 voxels
@@ -8,6 +8,9 @@ and has noise of its own. Starts lie exactly 10 mm and 8° from the truth; then 
 called good: the other patient's CT, a mirrored CT, 40 mm off, and half of the view (unless it is right); then starts
 at other distances, for the capture range. Errors are means over points of the liver inside the frames' fan. Where the
 real liver sweep (without a CT of its own) is there, it is put onto both CTs, which are the wrong ones.
+
+Then sweeps through tissue that has moved by up to 8 mm, and the same windows without motion, each from 3 mm and 2° off:
+the error of the rigid pose alone, and after motion was followed.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from nav.geometry.volume import Volume
 from nav.io.ct import load_ct
 from nav.io.errors import MaskError
 from nav.io.image_file import read_image_file
+from nav.registration.ultrasound_deformable import deform_ultrasound
 from nav.registration.ultrasound_frames import TrackedFrames
 from nav.registration.ultrasound_image import KERNELS, UltrasoundRegistration, register_ultrasound
 from nav.registration.verdict import ImageRegistrationError
@@ -43,6 +47,11 @@ NOISE_HU = 15.0
 THREADS = 2
 NAME = "ReferenceToRas"
 SUCCESS_MM = 3.0
+#: How far tissue moves at most, over what length alike (sigma), mm; where these sweeps start.
+MOVED = (8.0, 60.0)
+MOVED_START = (3.0, 2.0)
+#: The first of these sweeps: those for the settings lie below.
+FIRST_MOVED = 400
 Matrix = NDArray[np.float64]
 
 
@@ -206,6 +215,56 @@ def run(name: str, who: Patient, other: Patient, options: argparse.Namespace) ->
     }
 
 
+def moved(name: str, who: Patient, options: argparse.Namespace) -> dict[str, Any]:
+    """Errors without and with following motion, where there is motion and where there is none."""
+    ct = registered_to(who.ct, np.random.default_rng(sum(name.encode())))
+    out: dict[str, Any] = {}
+    for case, motion in (("moved", MOVED), ("still", None)):
+        each = []
+        for n in range(FIRST_MOVED, FIRST_MOVED + options.moved):
+            sweep = simulate(who, options.frames, np.random.default_rng([n, len(name), 1]), motion)
+            rng = np.random.default_rng([n, 7])
+            points, truth = liver_points(who, sweep, rng), sweep.ras_from_reference
+            rigid, _ = register(ct, sweep, random_pose(middle(sweep), *MOVED_START, rng) @ truth)
+            begin = time.process_time()
+            frames = TrackedFrames.of(sweep.images, sweep.reference_from_pixel)
+            found = deform_ultrasound(ct, frames, rigid)
+            seconds = time.process_time() - begin
+            there = points @ truth[:3, :3].T + truth[:3, 3]
+            if sweep.motion is not None:
+                there = there + sweep.motion.displacement(there)
+            before = np.linalg.norm(rigid.transform.apply(points) - there, axis=1)
+            after = np.linalg.norm(found.to_ct(points) - there, axis=1)
+            few = slice(None, None, max(1, len(points) // 40))
+            stated = found.expected_error_mm(there[few])
+            each.append(
+                {
+                    "sweep": n,
+                    "rigid_mm": float(before.mean()),
+                    "after_mm": float(after.mean()),
+                    "stated_mm": float(stated.mean()),
+                    "covered_rigid": float((before[few] <= rigid.expected_error_mm(there[few])).mean()),
+                    "covered": float((after[few] <= stated).mean()),
+                    "followed": found.followed,
+                    "gain": found.gain,
+                    "rigid_verdict": rigid.verdict.value,
+                    "verdict": found.verdict.value,
+                    "processor_seconds": seconds,
+                }
+            )
+            print(f"{name} {case} sweep {n}", file=sys.stderr, flush=True)
+        middles = ("rigid_mm", "after_mm", "stated_mm", "processor_seconds")
+        out[case] = {
+            **{key: float(np.median([k[key] for k in each])) for key in middles},
+            "within_stated_95_rigid": float(np.mean([k["covered_rigid"] for k in each])),
+            "within_stated_95": float(np.mean([k["covered"] for k in each])),
+            "followed": sum(k["followed"] for k in each),
+            "nearer": sum(k["after_mm"] < k["rigid_mm"] for k in each if k["followed"]),
+        }
+        out[f"each_{case}"] = each
+    return out
+
+
 def real_sweep(whos: dict[str, Patient]) -> dict[str, Any] | None:
     """The public liver sweep: frames chosen, and that neither of the two CTs, both of other people, is taken for its
     own. Its probe's calibration is in the tracking file; the start lays the middle of the frames onto the liver."""
@@ -252,6 +311,7 @@ def main() -> int:
     parser.add_argument("--starts", type=int, default=1, help="for each sweep")
     parser.add_argument("--frames", type=int, default=30)
     parser.add_argument("--capture", type=int, default=10, help="sweeps for the capture range")
+    parser.add_argument("--moved", type=int, default=12, help="sweeps through tissue that has moved, and not moved")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if not (DATA / "ct_liver").is_dir() or not (DATA / "ct_small").is_dir():
@@ -264,7 +324,10 @@ def main() -> int:
     report: dict[str, Any] = {}
     for name, who in whos.items():
         other = next(w for n, w in whos.items() if n != name)
-        report[name] = run(name, who, other, options)
+        if options.sweeps > 0:
+            report[name] = run(name, who, other, options)
+        if options.moved > 0:
+            report[f"{name} motion"] = moved(name, who, options)
     report["real sweep"] = real_sweep(whos)
     text = json.dumps(report, indent=1)
     short = {k: {q: v for q, v in (r or {}).items() if not q.startswith("each")} for k, r in report.items()}

@@ -42,6 +42,8 @@ LOSS_DB_MM = np.array([40.0, -0.25, 0.06, 0.05, 0.0, -0.02, 0.02, 0.0, 6.0])
 #: Weight of total variation, HU: leaves less than 1 HU of the 7 and 11 HU of noise from voxel to voxel in a liver.
 NOISE_WEIGHT_HU = 15.0
 IMAGE_PITCH_MM = 0.5
+#: Of the nodes of a motion.
+MOTION_PITCH_MM = 6.0
 _AXIAL_MM = 0.7
 _BEAMS = 128
 #: Random fields of the tissue: voxels along every axis (they repeat), and their pitch.
@@ -103,11 +105,15 @@ class Sweep:
     reference_from_pixel : (n, 4, 4) float64
         (column, row, 0, 1) to Reference, mm; with the tracker's noise.
     ras_from_reference : (4, 4) float64
+        Where nothing moves.
+    motion : Motion, optional
+        Of the tissue, on top of it.
     """
 
     images: NDArray[np.uint8]
     reference_from_pixel: Array
     ras_from_reference: Array
+    motion: Motion | None = None
 
 
 def _pose_about(point: Array, rotation: Array) -> Array:
@@ -131,6 +137,39 @@ def _nearest(volume: NDArray[np.generic], index: Array, outside: float) -> NDArr
     inside = ((at >= 0) & (at < shape)).all(axis=-1)
     at = np.clip(at, 0, shape - 1)
     return np.where(inside, volume[at[..., 2], at[..., 1], at[..., 0]], np.array(outside, volume.dtype))
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Smooth motion of the tissue since the CT was taken: what is seen at a place x lies in the CT at x + d(x).
+
+    Attributes
+    ----------
+    values : (3, i, j, k) float32
+        d, mm, at nodes `MOTION_PITCH_MM` apart.
+    first_ras : (3,) float64
+        Node 0, 0, 0.
+    """
+
+    values: NDArray[np.float32]
+    first_ras: Array
+
+    @classmethod
+    def about(cls, centre: Array, peak_mm: float, length_mm: float, rng: np.random.Generator) -> Motion:
+        """Gaussian random field, alike over ``length_mm``, no longer than ``peak_mm`` in a box of 240 mm."""
+        half = int(np.ceil(120.0 / MOTION_PITCH_MM))
+        sigma = length_mm / np.sqrt(2.0) / MOTION_PITCH_MM
+        pad = int(3 * sigma)
+        size = 2 * (half + pad) + 1
+        values = np.stack([gaussian_filter(rng.normal(0, 1, (size,) * 3), sigma) for _ in range(3)])
+        values = values[:, pad:-pad, pad:-pad, pad:-pad]
+        values *= peak_mm / np.linalg.norm(values, axis=0).max()
+        return cls(values.astype(np.float32), centre - half * MOTION_PITCH_MM)
+
+    def displacement(self, points: Array) -> Array:
+        """(..., 3) mm at points (..., 3) RAS mm; beyond the box as at its face."""
+        at = np.moveaxis((points - self.first_ras) / MOTION_PITCH_MM, -1, 0)
+        return np.stack([map_coordinates(v, at, np.float64, order=1, mode="nearest") for v in self.values], axis=-1)
 
 
 def _skin(who: Patient, target: Array, outward: Array) -> Array | None:
@@ -219,7 +258,9 @@ def _poses(who: Patient, count: int, rng: np.random.Generator) -> Array:
     return out
 
 
-def _echoes(who: Patient, probe: _Array, ras_from_probe: Array, offset: float) -> tuple[Array, Array, Array]:
+def _echoes(
+    who: Patient, probe: _Array, ras_from_probe: Array, offset: float, motion: Motion | None
+) -> tuple[Array, Array, Array]:
     """Backscatter (dB), specular amplitude and loss (dB per sample), each (beams, samples), of one elevation."""
     depth = (np.arange(int(probe.depth_mm / _AXIAL_MM)) + 0.5) * _AXIAL_MM
     angle = np.linspace(-probe.half_angle, probe.half_angle, _BEAMS)
@@ -231,6 +272,8 @@ def _echoes(who: Patient, probe: _Array, ras_from_probe: Array, offset: float) -
     local[..., 1] = offset * thick
     local[..., 2] = np.cos(angle)[:, None] * radius - probe.radius_mm
     points = local @ ras_from_probe[:3, :3].T + ras_from_probe[:3, 3]
+    if motion is not None:
+        points = points + motion.displacement(points)
     index = who.ct.to_index(points.reshape(-1, 3)).reshape(points.shape)
     # Beyond the first and last slice the patient goes on, as far as the image tells not otherwise.
     index[..., 2] = np.clip(index[..., 2], 0.0, who.ct.array.shape[0] - 1.0)
@@ -269,11 +312,13 @@ def _echoes(who: Patient, probe: _Array, ras_from_probe: Array, offset: float) -
     return echo, specular, LOSS_DB_MM[kind] * _AXIAL_MM
 
 
-def _frame(who: Patient, probe: _Array, ras_from_probe: Array, rng: np.random.Generator) -> NDArray[np.float32]:
+def _frame(
+    who: Patient, probe: _Array, ras_from_probe: Array, rng: np.random.Generator, motion: Motion | None
+) -> NDArray[np.float32]:
     """Grey values along the beams, (beams, samples)."""
     power, specular, loss = 0.0, 0.0, 0.0
     for offset, weight in zip(_OFFSETS, _WEIGHTS, strict=True):
-        echo, mirror, lost = _echoes(who, probe, ras_from_probe, offset)
+        echo, mirror, lost = _echoes(who, probe, ras_from_probe, offset, motion)
         power = power + weight * 10.0 ** (echo / 10.0)
         specular = specular + weight * mirror
         loss = loss + weight * lost
@@ -357,13 +402,20 @@ def _device(rng: np.random.Generator) -> _Array:
     )
 
 
-def simulate(who: Patient, frames: int, rng: np.random.Generator) -> Sweep:
-    """A sweep of ``frames`` frames."""
+def simulate(who: Patient, frames: int, rng: np.random.Generator, moved: tuple[float, float] | None = None) -> Sweep:
+    """A sweep of ``frames`` frames; ``moved``: through tissue that has moved by up to so much, alike over so much, mm.
+
+    What a frame shows is the same with and without motion, but for where it lies (and whose speckle it is).
+    """
     probe = _device(rng)
     poses = _poses(who, frames, rng)
+    motion = None
+    if moved is not None:
+        middle = (poses @ np.array([0.0, 0.0, 0.5 * probe.depth_mm, 1.0]))[:, :3].mean(axis=0)
+        motion = Motion.about(middle, *moved, rng)
     images, pixel = [], np.eye(4)
     for pose in poses:
-        image, pixel = _scan_converted(probe, _frame(who, probe, pose, rng))
+        image, pixel = _scan_converted(probe, _frame(who, probe, pose, rng, motion))
         images.append(image)
     # Reference: somewhere on the patient, turned anyhow.
     ras_from_reference = random_pose(np.zeros(3), rng.uniform(50, 200), rng.uniform(20, 160), rng)
@@ -371,4 +423,4 @@ def simulate(who: Patient, frames: int, rng: np.random.Generator) -> Sweep:
     for pose in poses:
         jitter = random_pose(pose[:3, 3] + 60.0 * pose[:3, 2], abs(rng.normal(0, 0.3)), abs(rng.normal(0, 0.15)), rng)
         tracked.append(np.linalg.inv(ras_from_reference) @ jitter @ pose @ pixel)
-    return Sweep(np.array(images), np.array(tracked), ras_from_reference)
+    return Sweep(np.array(images), np.array(tracked), ras_from_reference, motion)

@@ -12,23 +12,26 @@ from nav.cli.errors import CommandError, ExitCode
 
 if TYPE_CHECKING:
     from nav.geometry.volume import Volume
+    from nav.registration.ultrasound_deformable import UltrasoundDeformation
     from nav.registration.ultrasound_frames import TrackedFrames
     from nav.registration.ultrasound_image import UltrasoundRegistration
 
 __all__ = ["HELP", "ultrasound"]
 
-HELP = """Register a tracked ultrasound sweep, or a compounded ultrasound volume, to the planning CT rigidly.
+HELP = """Register a tracked ultrasound sweep, or a compounded ultrasound volume, to the planning CT.
 
 FIXED is the CT: a DICOM folder or an image file. MOVING is a sequence metafile of PLUS or Slicer (.igs.mha, .seq.mha)
 with the images' poses, or an image file with a compounded volume (0: outside). The start (--init, or else both as they
 lie in space) may be off by 10 mm and 8 degrees. Into --out go transform.tfm (ITK, LPS, fixed to moving: from the CT to
 the sequence's reference), warped.nrrd (the CT's neighbourhood of the frames, filled with what they show) and
-checkerboard.png. Ends with 0 when the verdict is good, with 1 otherwise; the files are written all the same.
+checkerboard.png. The pose is rigid; with --deform, smooth motion of the tissue is followed on top of it, and goes into
+displacement.nrrd (the pose included) if both halves of the frames agree on it. Ends with 0 when the verdict is good,
+with 1 otherwise; the files are written all the same.
 
 \b
 Examples:
   ablation-nav register ultrasound planning-ct/ sweep.igs.mha --init start.tfm --out registered --json
-  ablation-nav register ultrasound ct.nrrd compounded.mha --out registered
+  ablation-nav register ultrasound ct.nrrd compounded.mha --deform --out registered
 """
 
 #: Points at which the error is predicted.
@@ -50,6 +53,7 @@ def ultrasound(
     image_transform: Annotated[
         str | None, typer.Option(help="The images' pose in the sequence, such as ImageToReference.")
     ] = None,
+    deform: Annotated[bool, typer.Option("--deform", help="Follow smooth motion of the tissue too.")] = False,
     threads: Annotated[int, typer.Option(help="0: all. The result does not depend on it.", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON (docs/register-json.md).")] = False,
 ) -> None:
@@ -59,8 +63,10 @@ def ultrasound(
     from nav.cli.progress import Steps
     from nav.geometry.rigid import Rigid
     from nav.imaging.resample import resample_rigid
+    from nav.io.displacement_file import write_displacement
     from nav.io.itk_transform import write_itk_rigid
     from nav.io.volume_file import write_volume
+    from nav.registration.ultrasound_deformable import deform_ultrasound
     from nav.registration.ultrasound_frames import compound
     from nav.registration.ultrasound_image import KERNELS, register_ultrasound
 
@@ -78,11 +84,17 @@ def ultrasound(
         result = register_ultrasound(
             given.fixed, frames, initial=given.initial, fixed_mask=given.fixed_mask, progress=update
         )
+        deformation = None
+        if deform:
+            deformation = deform_ultrasound(
+                given.fixed, frames, result, fixed_mask=given.fixed_mask, progress=update
+            )  # fmt: skip
         seconds = time.perf_counter() - begin
     report: dict[str, Any] = {"method": "ultrasound", "threads": used, "seconds": seconds}
-    report |= _report(result, frames)
+    report |= _report(result, deformation, frames)
     if given.points is not None:
-        report["tre_mm"] = shared.tre_mm(given.points, given.initial.inverse().apply, result.transform.inverse().apply)
+        back = result.transform.inverse().apply if deformation is None else deformation.to_reference
+        report["tre_mm"] = shared.tre_mm(given.points, given.initial.inverse().apply, back)
     with steps.step("Writing"):
         names = {"transform": "transform.tfm", "warped": "warped.nrrd", "checkerboard": "checkerboard.png"}
         write_itk_rigid(out / names["transform"], result.transform)
@@ -91,6 +103,9 @@ def ultrasound(
         stays = Rigid.identity(result.transform.name)
         beside = resample_rigid(given.fixed, warped, stays, outside=float(given.fixed.array.min()))
         shared.write_checkerboard(out / names["checkerboard"], _as_grey(beside), warped)
+        if deformation is not None:
+            names["displacement"] = "displacement.nrrd"
+            write_displacement(out / names["displacement"], deformation.displacement())
     report["out"] = {what: str(out / name) for what, name in names.items()}
     similarity = report["similarity"]
     text = [
@@ -99,6 +114,9 @@ def ultrasound(
         f"halves             {report['halves_mm']:.2f} mm apart",
         f"frames used        {len(report['frames'])}",
     ]
+    if deformation is not None:
+        followed = f"up to {deformation.longest_mm:.1f} mm" if deformation.followed else "none that the halves agree on"
+        text.append(f"motion             {followed}")
     shared.finish(report, text, as_json=as_json)
 
 
@@ -107,7 +125,7 @@ def _as_grey(ct: Volume) -> Volume:
     import numpy as np
 
     from nav.geometry.volume import Volume
-    from nav.registration.ultrasound_image import HIGH_HU, LOW_HU
+    from nav.registration.ultrasound_ct import HIGH_HU, LOW_HU
 
     share = (ct.array.astype(np.float32) - LOW_HU) / (HIGH_HU - LOW_HU)
     return Volume.of((1.0 + 254.0 * np.clip(share, 0.0, 1.0)).astype(np.uint8), ct.ras_from_index)
@@ -154,7 +172,9 @@ def _tracked(path: Path, wanted: str | None) -> TrackedFrames:
     return TrackedFrames.of(images, track.matrices[use])
 
 
-def _report(result: UltrasoundRegistration, frames: TrackedFrames) -> dict[str, Any]:
+def _report(
+    result: UltrasoundRegistration, deformation: UltrasoundDeformation | None, frames: TrackedFrames
+) -> dict[str, Any]:
     import numpy as np
 
     from nav.registration.error_distribution import radius_of_share
@@ -164,8 +184,9 @@ def _report(result: UltrasoundRegistration, frames: TrackedFrames) -> dict[str, 
     pixels = np.stack([columns[few], rows[few], np.zeros(len(few)), np.ones(len(few))])
     every = result.frames[:: max(1, len(result.frames) // 8)]
     places = (result.transform.matrix @ frames.reference_from_pixel[every] @ pixels)[:, :3].transpose(0, 2, 1)
-    spread = result.covariance_at(places.reshape(-1, 3)).mean(axis=0)
-    return {
+    judged = result if deformation is None else deformation
+    spread = judged.covariance_at(places.reshape(-1, 3)).mean(axis=0)
+    report: dict[str, Any] = {
         "iterations": result.iterations,
         "similarity": {"before": result.similarity_before, "after": result.similarity_after},
         "jacobian": {"min": 1.0, "max": 1.0, "folded_fraction": 0.0},
@@ -177,6 +198,20 @@ def _report(result: UltrasoundRegistration, frames: TrackedFrames) -> dict[str, 
         "halves_mm": result.halves_mm,
         "frames": result.frames.tolist(),
         "transform": {"name": result.transform.name.wire, "matrix_ras_mm": result.transform.matrix.tolist()},
-        "verdict": result.verdict.value,
-        "reasons": list(result.reasons),
+        "verdict": judged.verdict.value,
+        "reasons": list(judged.reasons),
     }
+    if deformation is not None:
+        report["iterations"] += deformation.iterations
+        report["jacobian"] = {
+            "min": deformation.jacobian_min,
+            "max": deformation.jacobian_max,
+            "folded_fraction": deformation.folded_fraction,
+        }
+        report["deform"] = {
+            "followed": deformation.followed,
+            "gain": deformation.gain,
+            "longest_mm": deformation.longest_mm,
+            "similarity": {"before": deformation.similarity_before, "after": deformation.similarity_after},
+        }
+    return report

@@ -84,6 +84,13 @@ class TrackedFrames:
         """(2,) width of a row and of a column."""
         return np.asarray(np.linalg.norm(self.reference_from_pixel[0, :3, :2], axis=0)[::-1], np.float64)
 
+    def corners(self, chosen: NDArray[np.intp]) -> Array:
+        """(4 m, 3) mm: the middles of the corner pixels of the ``chosen`` (m,) frames."""
+        rows, columns = self.images.shape[1] - 1, self.images.shape[2] - 1
+        pixels = np.array([[0, 0, 0, 1.0], [columns, 0, 0, 1], [0, rows, 0, 1], [columns, rows, 0, 1]])
+        places = (self.reference_from_pixel[chosen] @ pixels.T)[:, :3]
+        return np.asarray(places.transpose(0, 2, 1).reshape(-1, 3))
+
 
 def _fan(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Where pixels change from frame to frame (a single frame: where they are not black), largest piece, filled."""

@@ -35,7 +35,7 @@ from nav.registration import pyramid
 from nav.registration import ultrasound_kernels as kernels
 from nav.registration.error_distribution import jackknife_covariance, radius_of_share
 from nav.registration.landmarks import point_covariance
-from nav.registration.pyramid import LEAST_VOXELS, image_pyramid, mask_at, nearest_level
+from nav.registration.ultrasound_ct import FLOOR_HU2, HIGH_HU, LOW_HU, channels_at, soft_tissue_around
 from nav.registration.ultrasound_frames import (
     MOST_FRAMES,
     FrameLevel,
@@ -45,7 +45,7 @@ from nav.registration.ultrasound_frames import (
 )
 from nav.registration.verdict import ImageRegistrationError, Verdict
 
-__all__ = ["CAPTURE_DEG", "CAPTURE_MM", "KERNELS", "UltrasoundRegistration", "register_ultrasound"]
+__all__ = ["CAPTURE_DEG", "CAPTURE_MM", "KERNELS", "SIDE", "Progress", "UltrasoundRegistration", "register_ultrasound"]
 
 Array = NDArray[np.float64]
 
@@ -54,14 +54,6 @@ KERNELS: tuple[KernelSpec, ...] = (*pyramid.KERNELS, *kernels.KERNELS)
 
 #: The cloud of poses that is looked at fills a ball of this size.
 CAPTURE_MM, CAPTURE_DEG = 10.0, 8.0
-#: HU that soft tissue keeps to: bone and gas beyond would outshine every other edge.
-LOW_HU, HIGH_HU = -150.0, 250.0
-#: The gradient, HU/mm, is multiplied by this length so that both channels have the same range.
-EDGE_MM = 5.0
-#: Variance, HU², added to both channels in a fit: contrast far below a CT's noise explains nothing.
-FLOOR_HU2 = 25.0
-#: The CT is used so far around the frames, mm.
-MARGIN_MM = 30.0
 #: Pixels of the frames, and voxels of the CT, on each level, mm, from the coarsest.
 LEVELS_MM = ((2.5, 2.5), (2.0, 1.6), (1.5, 1.3))
 #: Whether an edge may only add to the image, as an interface does. Where poses are far off that would not help: beside
@@ -167,7 +159,8 @@ class UltrasoundRegistration:
     def expected_error_mm(self, points_ras: ArrayLike, share: float = 0.95) -> Array:
         """(n,) radius, mm, that holds ``share`` of the errors at points of the CT, (n, 3) RAS mm.
 
-        Of the rigid transform alone: breathing and the probe's pressure come on top.
+        Of the rigid transform alone: breathing and the probe's pressure come on top
+        (`nav.registration.ultrasound_deformable`).
         """
         dof = float(math.prod(BLOCKS) - 1)
         return np.array([radius_of_share(c, share, dof) for c in self.covariance_at(points_ras)])
@@ -237,47 +230,6 @@ def _step_matrices(steps: Array, centre: Array) -> Array:
     out = np.tile(np.eye(4), (len(steps), 1, 1))
     out[:, :3, :3] = Rotation.from_rotvec(steps[:, 3:]).as_matrix()
     out[:, :3, 3] = centre - out[:, :3, :3] @ centre + steps[:, :3]
-    return out
-
-
-def _cropped(fixed: Volume, mask: NDArray[np.generic] | None, points: Array) -> tuple[Volume, NDArray[np.uint8] | None]:
-    """The soft tissue around ``points`` (n, 3) RAS mm, float32."""
-    low, high = points.min(axis=0) - MARGIN_MM, points.max(axis=0) + MARGIN_MM
-    corners = np.array([[x, y, z] for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])])
-    index = fixed.to_index(corners)
-    first = np.maximum(np.floor(index.min(axis=0)).astype(int), 0)
-    last = np.minimum(np.ceil(index.max(axis=0)).astype(int) + 1, fixed.size)
-    if (last - first < LEAST_VOXELS).any():
-        raise ImageRegistrationError(
-            "the ultrasound does not lie in the CT: at the start, the frames and the CT share "
-            f"{np.maximum(last - first, 0).tolist()} voxels (least {LEAST_VOXELS} along each axis); give a start "
-            "(--init) that brings them together"
-        )
-    cut = tuple(slice(int(a), int(b)) for a, b in zip(first[::-1], last[::-1], strict=True))
-    shift = np.eye(4)
-    shift[:3, 3] = first
-    array = np.clip(fixed.array[cut].astype(np.float32), LOW_HU, HIGH_HU)
-    return Volume.of(array, fixed.ras_from_index @ shift), None if mask is None else (mask[cut] != 0).view(np.uint8)
-
-
-def _channels(
-    ct: Volume, mask: NDArray[np.uint8] | None, pitches_mm: Sequence[float]
-) -> list[tuple[Array, NDArray[np.float32]]]:
-    """For each pitch the nearest level's index_from_ras and channels (k, j, i, 2); NaN outside the mask."""
-    levels = image_pyramid(ct, max(pitches_mm))
-    made: dict[int, tuple[Array, NDArray[np.float32]]] = {}
-    out = []
-    for pitch in pitches_mm:
-        n = nearest_level(levels, pitch)
-        if n not in made:
-            volume = levels[n].volume
-            channels = np.empty((*volume.array.shape, 2), np.float32)
-            turn = EDGE_MM * np.linalg.inv(volume.ras_from_index[:3, :3]).T
-            kernels.channels(volume.array, np.ascontiguousarray(turn, np.float32), channels)
-            if mask is not None:
-                channels[mask_at(mask, levels[n]) == 0] = np.nan
-            made[n] = volume.index_from_ras, channels
-        out.append(made[n])
     return out
 
 
@@ -392,12 +344,9 @@ def _levels(
     fixed: Volume, mask: NDArray[np.generic] | None, moving: TrackedFrames, chosen: NDArray[np.intp], start: Array
 ) -> list[_Level]:
     """From the coarsest; the coarse ones with few of the frames."""
-    columns, rows = moving.images.shape[2] - 1, moving.images.shape[1] - 1
-    pixels = np.array([[0, 0, 0, 1.0], [columns, 0, 0, 1], [0, rows, 0, 1], [columns, rows, 0, 1]])
-    corners = (start @ moving.reference_from_pixel[chosen] @ pixels.T)[:, :3].transpose(0, 2, 1).reshape(-1, 3)
-    ct, cut = _cropped(fixed, mask, corners)
+    ct, cut = soft_tissue_around(fixed, mask, moving.corners(chosen) @ start[:3, :3].T + start[:3, 3])
     out = []
-    sources = _channels(ct, cut, [pitch for _, pitch in LEVELS_MM])
+    sources = channels_at(ct, cut, [pitch for _, pitch in LEVELS_MM])
     for n, ((pixel_mm, _), (index_from_ras, channels)) in enumerate(zip(LEVELS_MM, sources, strict=True)):
         look = frame_level(moving, _thinned(chosen, FRAMES[n]), pixel_mm, SIDE)
         structure = float(look.weights.sum())

@@ -14,6 +14,7 @@ from nav.cli.main import main
 from nav.geometry.poses import PoseStatus
 from nav.io.errors import InputFileError
 from nav.io.image_file import read_image_file, swap_lps_ras
+from nav.io.itk import sitk
 from nav.io.itk_transform import read_itk_rigid, write_itk_rigid
 from nav.io.sequence import TrackedSequence, TransformTrack, write_sequence
 from nav.io.volume_file import write_volume
@@ -67,6 +68,24 @@ def test_everything_is_written_and_agrees(
     assert warped.array.dtype == np.uint8
     assert 0.02 < (warped.array > 0).mean() < 0.9
     assert cv2.imread(str(out / "checkerboard.png"), cv2.IMREAD_UNCHANGED).std() > 20
+
+
+def test_the_displacement_takes_points_of_the_ct_to_the_reference(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [str(files["ct.nrrd"]), str(files["sweep.igs.mha"])]
+    pairs = ["--fixed-points", str(files["fixed.txt"]), "--moving-points", str(files["moving.txt"])]
+    options = ["--init", str(files["start.tfm"]), "--out", str(tmp_path), "--deform", "--json"]
+    assert main(["register", "ultrasound", *images, *options, *pairs]) == ExitCode.OK
+    report = json.loads(capsys.readouterr().out)
+    assert report["deform"]["followed"] is False  # nothing has moved
+    assert report["jacobian"] == {"min": 1.0, "max": 1.0, "folded_fraction": 0.0}
+    assert report["tre_mm"]["after"]["max"] < 1.2
+    rigid = read_itk_rigid(tmp_path / "transform.tfm", NAME).inverse()
+    image = sitk.ReadImage(report["out"]["displacement"], sitk.sitkVectorFloat64)
+    field = sitk.DisplacementFieldTransform(image)
+    there = swap_lps_ras(np.array([field.TransformPoint(p.tolist()) for p in swap_lps_ras(points())]))
+    np.testing.assert_allclose(there, rigid.apply(points()), atol=1e-3)
 
 
 def test_a_wrong_ct_ends_with_1_and_says_why(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numba
@@ -65,14 +66,25 @@ def poses(count: int) -> NDArray[np.float64]:
     return out
 
 
-def sweep(count: int = 16, grey: NDArray[np.float64] = GREY, seed: int = 2) -> TrackedFrames:
-    """Speckle, gain falling with depth, a shadow, and a black frame around the fan."""
+Motion = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+
+def sweep(
+    count: int = 16, grey: NDArray[np.float64] = GREY, seed: int = 2, motion: Motion | None = None
+) -> TrackedFrames:
+    """Speckle, gain falling with depth, a shadow, and a black frame around the fan.
+
+    ``motion``: (..., 3) RAS mm to where the tissue seen there lies in the CT.
+    """
     rng = np.random.default_rng(seed)
     row, column = np.indices((ROWS, COLUMNS))
     pixels = np.stack([column, row, 0 * row, np.ones_like(row)], -1).astype(float)
     images = []
     for matrix in poses(count):
-        index = pixels @ (np.linalg.inv(GRID) @ matrix).T
+        places = pixels @ matrix.T
+        if motion is not None:
+            places[..., :3] = motion(places[..., :3])
+        index = places @ np.linalg.inv(GRID).T
         value = map_coordinates(grey, index[..., 2::-1].transpose(2, 0, 1), order=3, mode="nearest")
         speckle = np.hypot(*(gaussian_filter(rng.normal(0, 1, value.shape), 0.6) for _ in (0, 1)))
         value = value * (0.6 + 0.4 * speckle / speckle.mean()) * (1.1 - 0.4 * row / ROWS)
