@@ -14,12 +14,14 @@ Peers (on the lung and on the first abdominal case): SimpleITK's demons, and whe
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import multiprocessing
 import os
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -372,7 +374,8 @@ def by_elastix(fixed: Any, moving: Any) -> Any:
     found.SetNumberOfThreads(THREADS)
     found.LogToConsoleOff()
     found.UpdateLargestPossibleRegion()
-    field = itk.transformix_deformation_field(images[1], found.GetTransformParameterObject())
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # it leaves the field in a file as well
+        field = itk.transformix_deformation_field(images[1], found.GetTransformParameterObject())
     out = sitk.GetImageFromArray(itk.array_from_image(field), isVector=True)
     out.CopyInformation(fixed)
     return out
