@@ -36,6 +36,7 @@ __all__ = [
     "fitzpatrick_tre_rms_mm",
     "landmark_covariance",
     "point_covariance",
+    "point_jacobian",
     "register_landmarks",
 ]
 
@@ -136,14 +137,20 @@ def _skew(v: Array) -> Array:
     return np.array([[0.0, -v[2], v[1]], [v[2], 0.0, -v[0]], [-v[1], v[0], 0.0]])
 
 
-def _point_jacobian(point: Array) -> Array:
-    """(3, 6) derivative of a point of the ``to`` frame by a left perturbation (translation, rotation vector)."""
-    return np.hstack([np.eye(3), -_skew(point)])
+def point_jacobian(arms: Array) -> Array:
+    """(…, 3, 6) derivative of points by a translation and a rotation vector about a centre; ``arms`` (…, 3) from it."""
+    out = np.zeros((*arms.shape[:-1], 3, 6))
+    out[..., :, :3] = np.eye(3)
+    x, y, z = arms[..., 0], arms[..., 1], arms[..., 2]
+    out[..., 0, 4], out[..., 0, 5] = z, -y
+    out[..., 1, 3], out[..., 1, 5] = -z, x
+    out[..., 2, 3], out[..., 2, 4] = y, -x
+    return out
 
 
 def point_covariance(covariance: ArrayLike, point: ArrayLike) -> Array:
     """(3, 3) covariance of a mapped point from a (6, 6) left-perturbation covariance in the ``to`` frame."""
-    jacobian = _point_jacobian(np.asarray(point, dtype=np.float64))
+    jacobian = point_jacobian(np.asarray(point, dtype=np.float64))
     return np.asarray(jacobian @ np.asarray(covariance, dtype=np.float64) @ jacobian.T)
 
 
@@ -169,7 +176,7 @@ def _propagate(points: Array, sigmas: Array, weights: Array) -> tuple[Array, Arr
     """
     n = len(points)
     centre = points.mean(axis=0)
-    a = np.vstack([_point_jacobian(p) for p in points - centre])
+    a = point_jacobian(points - centre).reshape(-1, 6)
     w = np.repeat(weights, 3)
     gain = np.linalg.solve(a.T @ (w[:, None] * a), a.T * w)
     sigma = np.zeros((3 * n, 3 * n))

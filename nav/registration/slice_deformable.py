@@ -32,7 +32,9 @@ from nav.geometry.kernels import KernelSpec
 from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
 from nav.registration import slice_deform_kernels as kernels
+from nav.registration.bspline import bspline
 from nav.registration.error_distribution import radius_of_share
+from nav.registration.landmarks import point_jacobian
 from nav.registration.pyramid import Level
 from nav.registration.slice_image import SliceImage
 from nav.registration.slice_kernels import patch_moments
@@ -97,16 +99,8 @@ class _Field:
         """(n, NODES²) at (n, 3) points of the slices' frame."""
         at = (points - self.origin) @ self.axes.T / NODE_MM
         return np.asarray(
-            np.einsum("pa,pb->pab", _bspline(at[:, 1]), _bspline(at[:, 0])).reshape(len(points), NODES**2)
+            np.einsum("pa,pb->pab", bspline(at[:, 1], NODES), bspline(at[:, 0], NODES)).reshape(len(points), NODES**2)
         )
-
-
-def _bspline(at: Array) -> Array:
-    """(n, NODES) cubic B-splines about nodes 0, 1 … at places ``at``, in node spacings."""
-    far = np.abs(np.asarray(at)[:, None] - np.arange(NODES))
-    inner = 2.0 / 3.0 - far**2 + 0.5 * far**3
-    outer = (2.0 - far) ** 3 / 6.0
-    return np.asarray(np.where(far < 1.0, inner, np.where(far < 2.0, outer, 0.0)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -174,7 +168,7 @@ class SliceDeformation:
         basis = self.field.basis(p)
         for axis in range(3):
             by_point[:, axis, axis:_SIZE:3] = basis
-        by_point[:, :, _SIZE:] = _by_pose(self.transform.apply(p) - self.transform.apply(self.around))
+        by_point[:, :, _SIZE:] = point_jacobian(self.transform.apply(p) - self.transform.apply(self.around))
         return np.asarray(by_point @ self.covariance @ by_point.transpose(0, 2, 1))
 
     def expected_error_mm(self, points: ArrayLike, share: float = 0.95) -> Array:
@@ -264,17 +258,6 @@ def _without_shadow(image: SliceImage, level: Level, rigid: SliceRegistration) -
     return without_shadow(image, residuals, math.sqrt(noise_variance(shown)))
 
 
-def _by_pose(arms: Array) -> Array:
-    """(…, 3, 6) derivative of points by a translation and a rotation vector about a centre; ``arms`` (…, 3) from it."""
-    out = np.zeros((*arms.shape[:-1], 3, 6))
-    out[..., :, :3] = np.eye(3)
-    x, y, z = arms[..., 0], arms[..., 1], arms[..., 2]
-    out[..., 0, 4], out[..., 0, 5] = z, -y
-    out[..., 1, 3], out[..., 1, 5] = -z, x
-    out[..., 2, 3], out[..., 2, 4] = y, -x
-    return out
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Problem:
     """What stays the same: the rigid start, the middle of the square (slices' frame), the prior, the noise.
@@ -334,11 +317,11 @@ def _look(image: SliceImage, level: Level, field: _Field, tile_mm: float = TILE_
     nj, ni = values.shape[1:]
     middle_j = start[1] + step[1] * (np.arange(-(-nj // tile)) * tile + 0.5 * (tile - 1))
     middle_i = start[0] + step[0] * (np.arange(-(-ni // tile)) * tile + 0.5 * (tile - 1))
-    tile_rows, tile_columns = _bspline(middle_j), _bspline(middle_i)
+    tile_rows, tile_columns = bspline(middle_j, NODES), bspline(middle_i, NODES)
     middles = field.origin + NODE_MM * (middle_j[:, None, None] * field.axes[1] + middle_i[:, None] * field.axes[0])
     return _Look(
         level, values, grid, np.ascontiguousarray(level.volume.index_from_ras[:3, :3], np.float32), pixel, tile,
-        _bspline(start[1] + step[1] * np.arange(nj)), _bspline(start[0] + step[0] * np.arange(ni)),
+        bspline(start[1] + step[1] * np.arange(nj), NODES), bspline(start[0] + step[0] * np.arange(ni), NODES),
         tile_rows, tile_columns, (tile_rows[:, :, None] * tile_rows[:, None, :]).reshape(len(tile_rows), -1),
         (tile_columns[:, :, None] * tile_columns[:, None, :]).reshape(len(tile_columns), -1), middles,
     )  # fmt: skip
@@ -419,7 +402,7 @@ def _starts(image: SliceImage, level: Level, field: _Field, slices: Volume, prob
     steps = np.stack(np.meshgrid(line, line, line, indexing="ij"), axis=-1).reshape(-1, 3) @ axes.T
     middle = 0.5 * (NODES - 1)
     nodes = (np.arange(NODES) - middle) * NODE_MM
-    through = np.linalg.inv(_bspline(np.arange(NODES, dtype=np.float64)))
+    through = np.linalg.inv(bspline(np.arange(NODES, dtype=np.float64), NODES))
     prior = 0.5 * (steps**2).sum(axis=1) / (PRIOR_MM**2 + len(PRIOR_BUMPS_MM) * PRIOR_BUMP_MM**2)
     weight = 0.5 * (float(step.mean()) * NODE_MM) ** 2 / problem.density
     bumps, energies = [], []
@@ -460,7 +443,7 @@ def _penalty() -> Array:
         bump = np.exp(-0.5 * from_middle / width**2)
         values += PRIOR_BUMP_MM**2 * np.outer(bump, bump)
     # From the values at the nodes to the coefficients.
-    through = np.linalg.inv(_bspline(np.arange(NODES, dtype=np.float64)))
+    through = np.linalg.inv(bspline(np.arange(NODES, dtype=np.float64), NODES))
     both = np.kron(through, through)
     covariance = both @ values @ both.T + ROUGH_MM**2 * np.eye(NODES**2)
     out = np.zeros((_SIZE + 6, _SIZE + 6))
@@ -500,7 +483,7 @@ def _system(look: _Look, fit: _Fit, problem: _Problem) -> tuple[Array, Array, fl
             nodes[:, :, x, :, :, y] = part.transpose(0, 2, 1, 3)
             by_place[..., x, y] = sums[..., c]
     matrix = problem.matrix(fit.pose)
-    pose = _by_pose((look.middles - problem.middle) @ matrix[:3, :3].T)
+    pose = point_jacobian((look.middles - problem.middle) @ matrix[:3, :3].T)
     pulled = by_place @ pose
     hessian[:_SIZE, :_SIZE] = nodes.reshape(_SIZE, _SIZE)
     across = look.tile_rows.T @ pulled.transpose(2, 3, 0, 1) @ look.tile_columns

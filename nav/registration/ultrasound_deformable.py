@@ -32,7 +32,9 @@ from scipy.spatial.transform import Rotation
 from nav.geometry.displacement import DisplacementField
 from nav.geometry.volume import Volume
 from nav.registration import ultrasound_kernels as kernels
+from nav.registration.bspline import bspline, bspline_slope
 from nav.registration.error_distribution import radius_of_share
+from nav.registration.landmarks import point_jacobian
 from nav.registration.ultrasound_ct import FLOOR_HU2, channels_at, soft_tissue_around
 from nav.registration.ultrasound_frames import FrameLevel, TrackedFrames, frame_level
 from nav.registration.ultrasound_image import SIDE, Progress, UltrasoundRegistration
@@ -71,15 +73,6 @@ WRITTEN_MM = 8.0
 _SETTLED_MM, _MOST_ROUNDS = 1e-4, 100
 
 
-def _bspline(at: Array, count: int) -> tuple[Array, Array]:
-    """(n, count) cubic B-splines about 0, 1 … at places ``at``, in node spacings, and their slopes."""
-    away = at[:, None] - np.arange(count)
-    far = np.abs(away)
-    value = np.where(far < 1.0, 2.0 / 3.0 - far**2 + 0.5 * far**3, np.maximum(2.0 - far, 0.0) ** 3 / 6.0)
-    slope = np.where(far < 1.0, -2.0 * far + 1.5 * far**2, -0.5 * np.maximum(2.0 - far, 0.0) ** 2) * np.sign(away)
-    return np.asarray(value), np.asarray(slope)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Field:
     """The B-spline's nodes: where the first lies, RAS mm, and how many there are along each axis."""
@@ -97,8 +90,8 @@ class _Field:
         """(n, N) at points (n, 3) RAS mm, or its derivative along an axis, 1/mm."""
         parts = []
         for d, count in enumerate(self.size):
-            value, slope = _bspline((points[:, d] - self.first[d]) / NODE_MM, count)
-            parts.append(slope / NODE_MM if d == axis else value)
+            at = (points[:, d] - self.first[d]) / NODE_MM
+            parts.append(bspline_slope(at, count) / NODE_MM if d == axis else bspline(at, count))
         return np.asarray(np.einsum("na,nb,nc->nabc", *parts).reshape(len(points), -1))
 
     def prior(self) -> tuple[Array, Array]:
@@ -107,22 +100,11 @@ class _Field:
         for count in self.size:
             at = np.arange(count, dtype=np.float64)
             values = np.exp(-0.5 * ((at[:, None] - at) * NODE_MM / PRIOR_LENGTH_MM) ** 2) + ROUGH * np.eye(count)
-            through = _bspline(at, count)[0]  # from coefficients to values at the nodes
+            through = bspline(at, count)  # from coefficients to values at the nodes
             back = np.linalg.inv(through)
             covariance = np.kron(covariance, back @ values @ back.T)
             inverse = np.kron(inverse, through.T @ np.linalg.inv(values) @ through)
         return covariance, inverse
-
-
-def _by_pose(arms: Array) -> Array:
-    """(n, 3, 6) derivative of points by a translation and a rotation vector, ``arms`` (n, 3) from its centre."""
-    out = np.zeros((len(arms), 3, 6))
-    out[:, :, :3] = np.eye(3)
-    x, y, z = arms.T
-    out[:, 0, 4], out[:, 0, 5] = z, -y
-    out[:, 1, 3], out[:, 1, 5] = -z, x
-    out[:, 2, 3], out[:, 2, 4] = y, -x
-    return out
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -216,7 +198,7 @@ class UltrasoundDeformation:
         by_point = np.zeros((len(points), 3, 3 * count + 6))
         for axis in range(3):
             by_point[:, axis, axis * count : (axis + 1) * count] = basis
-        by_point[:, :, 3 * count :] = _by_pose(points - self.centre_ras)
+        by_point[:, :, 3 * count :] = point_jacobian(points - self.centre_ras)
         # Beyond the nodes the B-spline ends, and the prior does not.
         held = np.einsum("na,na->n", basis @ self.field.prior()[0], basis)
         weak = WEAK_MM / max(self.rigid.evidence, 1.0)
@@ -289,7 +271,7 @@ class _Look:
         count = self.basis.shape[1]
         by_place = fits[:, kernels.HESSIAN :].reshape(-1, 6, 6)[:, :3, :3] * each[:, None, None]
         force = fits[:, kernels.GRADIENT : kernels.GRADIENT + 3] * each[:, None]
-        pose = _by_pose(arms)
+        pose = point_jacobian(arms)
         pulled = by_place @ pose
         hessian, gradient = np.empty((3 * count + 6,) * 2), np.empty(3 * count + 6)
         parts = [slice(axis * count, (axis + 1) * count) for axis in range(3)]
