@@ -22,6 +22,8 @@ __all__ = [
     "Applicator",
     "ChartRangeError",
     "ChartRow",
+    "Heating",
+    "HeldOut",
     "ZoneSize",
     "list_applicators",
     "load_applicator",
@@ -67,6 +69,38 @@ class ChartRow(BaseModel):
         return self
 
 
+class HeldOut(BaseModel):
+    """Root mean square error of the model on powers it was not fitted to, mm (full diameters)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    long_mm: Positive
+    short_mm: Positive
+
+
+class Heating(BaseModel):
+    """How a microwave antenna heats, fitted to measured zones: what a computed zone needs beyond the tissue.
+
+    The efficiency lumps losses in the cable, shrinkage and the model's own error: no property of the device alone.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tissue: str = Field(description="tissue it was fitted in, a file of configs/tissues")
+    fitted_to: str = Field(min_length=1, description="the measured zones")
+    efficiency: Positive = Field(description="share of the set power that heats tissue")
+    active_length_mm: Positive = Field(description="at 60 W")
+    length_power: float = Field(0.0, ge=-2.0, le=2.0, description="active length grows with power / 60 W to this power")
+    absorption_per_m: Positive = Field(description="attenuation of the field")
+    perfusion_scale: Positive = Field(1.0, description="perfusion of the fit over that of the tissue's file")
+    efficiency_sd: Positive = Field(0.1, description="1 sigma of the logarithm of the power deposited")
+    held_out: HeldOut
+
+    def length_mm(self, power_w: float) -> float:
+        """Active length at a power."""
+        return float(self.active_length_mm * (power_w / 60.0) ** self.length_power)
+
+
 class Applicator(BaseModel):
     """One device and its chart, as in ``configs/applicators/*.toml``."""
 
@@ -81,6 +115,7 @@ class Applicator(BaseModel):
     citation: str = Field(min_length=1, description="where the numbers come from")
     note: str = ""
     chart: tuple[ChartRow, ...] = Field(min_length=1)
+    heating: Heating | None = Field(None, description="for computed zones; without it there is the chart alone")
 
     @model_validator(mode="after")
     def _no_row_twice(self) -> Self:

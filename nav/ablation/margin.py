@@ -1,10 +1,11 @@
-"""Minimum margin and coverage: the tumour against an ellipsoid of revolution, exact, for every pose.
+"""Minimum margin and coverage: the tumour against a zone, for every pose.
 
-The distance from a point to an ellipsoid follows Eberly ("Distance from a point to an ellipse, an ellipsoid, or a
-hyperellipsoid", Geometric Tools, 2013): in the half plane of axis and point it is the distance to an ellipse, whose
+For a chart's ellipsoid the distance is exact. It follows Eberly ("Distance from a point to an ellipse, an ellipsoid, or
+a hyperellipsoid", Geometric Tools, 2013): in the half plane of axis and point it is the distance to an ellipse, whose
 foot point solves one equation in one unknown. Newton's iteration from a lower bound of the root converges
 monotonically, because the function is convex and decreasing there. No voxels take part, so the bias of voxel borders
 (up to 2 mm, `docs/guidance.md`) does not arise here; what the tumour's own voxels leave uncertain is in ``sigma_mm``.
+Computed zones bring tables of distances, or points on their surface.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import math
 import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from nav.ablation.tumour import TumourModel
-from nav.ablation.zone import EllipsoidZone, MarginResult
+from nav.ablation.zone import EllipsoidZone, MarginResult, NeedleZone, Zone
 from nav.geometry.kernels import KernelSpec
 
 __all__ = ["KERNELS", "compute_margin", "point_margin_mm", "surface_margins_mm"]
@@ -127,6 +130,35 @@ def _count_inside(points, centre, axis, a, b):  # type: ignore[no-untyped-def]
     return count
 
 
+@njit(nogil=True, cache=True)
+def _table_margins(points, tip, axis, table, first_z, pitch, out):  # type: ignore[no-untyped-def]
+    """Signed distances looked up around a needle, into ``out``; beyond the table, its edge's and the way there."""
+    rows, columns = table.shape
+    for i in range(points.shape[0]):
+        x = points[i, 0] - tip[0]
+        y = points[i, 1] - tip[1]
+        w = points[i, 2] - tip[2]
+        z = x * axis[0] + y * axis[1] + w * axis[2]
+        if math.isnan(z):
+            out[i] = math.nan
+            continue
+        r = math.sqrt(max(x * x + y * y + w * w - z * z, 0.0))
+        row = (z - first_z) / pitch
+        column = max(r / pitch - 0.5, 0.0)
+        inner_row = min(max(row, 0.0), rows - 1.0)
+        inner_column = min(column, columns - 1.0)
+        beyond = pitch * math.sqrt((row - inner_row) ** 2 + (column - inner_column) ** 2)
+        p = min(int(inner_row), rows - 2)
+        q = min(int(inner_column), columns - 2)
+        v = inner_row - p
+        u = inner_column - q
+        out[i] = (
+            (1.0 - v) * ((1.0 - u) * table[p, q] + u * table[p, q + 1])
+            + v * ((1.0 - u) * table[p + 1, q] + u * table[p + 1, q + 1])
+            - beyond
+        )
+
+
 _POINTS = "Array(float64, 2, 'C', readonly=True)"
 _VECTOR = "Array(float64, 1, 'C', readonly=True)"
 
@@ -137,6 +169,11 @@ KERNELS: tuple[KernelSpec, ...] = (
         (f"{_POINTS}, {_VECTOR}, {_VECTOR}, float64, float64, float64[::1]",),
     ),
     KernelSpec("margin: minimum", _min_margin, (f"{_POINTS}, {_VECTOR}, {_VECTOR}, float64, float64",)),
+    KernelSpec(
+        "margin: computed zone",
+        _table_margins,
+        (f"{_POINTS}, {_VECTOR}, {_VECTOR}, {_POINTS}, float64, float64, float64[::1]",),
+    ),
     KernelSpec("margin: coverage", _count_inside, (f"{_POINTS}, {_VECTOR}, {_VECTOR}, float64, float64",)),
 )
 
@@ -147,23 +184,46 @@ def _readonly(array: ArrayLike) -> Array:
     return out
 
 
-def surface_margins_mm(points_ras: ArrayLike, zone: EllipsoidZone) -> Array:
-    """(n,) signed distance in mm of (n, 3) RAS points to the zone's surface, positive inside."""
+def surface_margins_mm(points_ras: ArrayLike, zone: Zone) -> Array:
+    """(n,) signed distance in mm of (n, 3) RAS points to the zone's surface, positive inside; -inf without a zone.
+
+    Beyond the table of a computed zone (more than 10 mm outside of it) the distance is an upper bound of the magnitude.
+    """
     points = _readonly(points_ras)
     out = np.empty(len(points))
-    _surface_margins(
-        points, _readonly(zone.centre_ras), _readonly(zone.axis_ras), zone.semi_long_mm, zone.semi_short_mm, out
-    )
+    if isinstance(zone, EllipsoidZone):
+        _surface_margins(
+            points, _readonly(zone.centre_ras), _readonly(zone.axis_ras), zone.semi_long_mm, zone.semi_short_mm, out
+        )
+    elif isinstance(zone, NeedleZone):
+        pose, grid = zone.ras_from_tip, zone.shape.grid
+        _table_margins(
+            points, _readonly(pose.translation), _readonly(pose.rotation[:, 2]), zone.shape.distance_mm,
+            grid.first_z_mm, grid.spacing_mm, out,
+        )  # fmt: skip
+    elif len(zone.surface_ras) == 0:
+        out[:] = -np.inf
+    else:
+        distance = cKDTree(zone.surface_ras).query(points)[0]
+        at = zone.level.to_index(points)[:, ::-1].T
+        inside = ndimage.map_coordinates(zone.level.array, at, order=1, mode="constant", cval=-np.inf) >= 0.0
+        out = np.where(np.isnan(points).any(axis=1), np.nan, np.where(inside, distance, -distance))
     return out
 
 
-def point_margin_mm(point_ras: ArrayLike, zone: EllipsoidZone) -> float:
+def point_margin_mm(point_ras: ArrayLike, zone: Zone) -> float:
     """Signed distance in mm of one RAS point to the zone's surface, positive inside."""
     return float(surface_margins_mm(np.asarray(point_ras, dtype=np.float64)[None], zone)[0])
 
 
-def _normal_at(point: Array, zone: EllipsoidZone) -> Array:
-    """Unit gradient of the zone's level function at ``point``: the direction in which a shift changes the margin."""
+def _normal_at(point: Array, zone: Zone) -> Array:
+    """Unit direction in which a shift of the zone changes the margin at ``point`` most."""
+    if not isinstance(zone, EllipsoidZone):
+        steps = np.concatenate([point + 0.5 * np.eye(3), point - 0.5 * np.eye(3)])
+        near = surface_margins_mm(steps, zone)
+        g = near[3:] - near[:3]
+        length = float(np.linalg.norm(g))
+        return np.asarray(g / length if 0.0 < length < math.inf else np.array([1.0, 0.0, 0.0]))
     p = point - zone.centre_ras
     z = float(p @ zone.axis_ras)
     across = p - z * zone.axis_ras
@@ -172,14 +232,14 @@ def _normal_at(point: Array, zone: EllipsoidZone) -> Array:
     return np.asarray(g / length if length > 0.0 else zone.axis_ras)
 
 
-def compute_margin(model: TumourModel, zone: EllipsoidZone, tip_covariance_mm2: Array | None = None) -> MarginResult:
+def compute_margin(model: TumourModel, zone: Zone, tip_covariance_mm2: Array | None = None) -> MarginResult:
     """Minimum margin of the tumour's surface to the zone, coverage of tumour + margin, and the margin's sigma.
 
     Parameters
     ----------
     model : TumourModel
-    zone : EllipsoidZone
-        In the same RAS space.
+    zone : Zone
+        In the same RAS space, of any tier.
     tip_covariance_mm2 : (3, 3) float64, optional
         Of the needle tip in RAS. The zone moves with the tip.
 
@@ -190,12 +250,18 @@ def compute_margin(model: TumourModel, zone: EllipsoidZone, tip_covariance_mm2: 
         margin there by its component along the zone's normal) with the tumour surface's own uncertainty in that
         direction. To first order: it leaves out that another point may become the worst one, and the needle's angle.
     """
-    centre, axis = _readonly(zone.centre_ras), _readonly(zone.axis_ras)
-    a, b = float(zone.semi_long_mm), float(zone.semi_short_mm)
-    margin, index = _min_margin(model.surface_points, centre, axis, a, b)
+    if isinstance(zone, EllipsoidZone):
+        centre, axis = _readonly(zone.centre_ras), _readonly(zone.axis_ras)
+        a, b = float(zone.semi_long_mm), float(zone.semi_short_mm)
+        margin, index = _min_margin(model.surface_points, centre, axis, a, b)
+        inside = _count_inside(model.volume_points, centre, axis, a, b)
+    else:
+        margins = surface_margins_mm(model.surface_points, zone)
+        index = int(np.argmin(margins))  # NaN counts as the smallest
+        margin = margins[index]
+        inside = int((surface_margins_mm(model.volume_points, zone) >= 0.0).sum())
     worst = np.array(model.surface_points[index])
     worst.setflags(write=False)
-    inside = _count_inside(model.volume_points, centre, axis, a, b)
     normal = _normal_at(worst, zone)
     variance = model.surface_sigma_mm(normal) ** 2
     if tip_covariance_mm2 is not None:

@@ -38,6 +38,7 @@ _KNOWN: tuple[tuple[str, str, ExitCode], ...] = (
     ("nav.config.load", "ConfigError", ExitCode.CONFIGURATION),
     ("nav.runtime.plugins", "DriverNotFoundError", ExitCode.CONFIGURATION),
     ("nav.ablation.applicators", "ChartRangeError", ExitCode.CONFIGURATION),
+    ("nav.ablation.prediction", "NoHeatModelError", ExitCode.CONFIGURATION),
     ("nav.io.errors", "InputFileError", ExitCode.INPUT),
     ("nav.geometry.frames", "FrameNameError", ExitCode.INPUT),
     ("nav.geometry.rigid", "NotRigidError", ExitCode.INPUT),

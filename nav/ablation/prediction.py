@@ -1,0 +1,318 @@
+"""Computed zones: tier 1 around one needle in homogeneous tissue, tier 2 in a box with vessels and every applicator.
+
+What both need of the device is fitted to measured zones (`nav.ablation.applicators.Heating`). Where the zone lies along
+the needle is the chart's: no fit of sizes can tell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage import measure
+
+from nav.ablation.applicators import Applicator, Heating, ZoneSize
+from nav.ablation.axisymmetric import heat_needle
+from nav.ablation.bioheat import BoxGrid, Burst, Cells, Progress, heat_box, needle_source
+from nav.ablation.needle_zone import NeedleShape, shape_of_damage, shape_of_distance
+from nav.ablation.sources import NeedleGrid, line_source
+from nav.ablation.thermal import Material, Tissue
+from nav.ablation.zone import BoxZone, NeedleZone
+from nav.geometry.rigid import Rigid
+from nav.geometry.volume import Volume
+
+__all__ = [
+    "Applied",
+    "Band",
+    "NoHeatModelError",
+    "place_shape",
+    "predict_band",
+    "predict_box",
+    "predict_shape",
+    "wide_vessels",
+]
+
+Array = NDArray[np.float64]
+
+#: Quantile of a one-sided 95 %.
+_Z95 = 1.6449
+#: Transition from dead to living tissue, pig liver, microwave, mm: no band is narrower (PMC5744668).
+TRANSITION_MM = 0.32
+#: Vessels of at least this diameter stay at blood temperature; smaller ones are part of the perfusion.
+WIDE_VESSEL_MM = 3.0
+#: Tissue that a box holds beyond the zone of tier 1, mm.
+_AROUND_MM = 18.0
+_CELL_MM = 1.0
+
+
+class NoHeatModelError(ValueError):
+    """The applicator's file has a chart only; the message says so."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Band:
+    """Between which two surfaces the zone's surface lies with 90 %.
+
+    Attributes
+    ----------
+    inner, outer : NeedleShape
+        Dead with 95 %; alive beyond with 95 %.
+    sigma_mm : (rows, columns) float64
+        1 sigma of the surface's position, across it.
+    """
+
+    inner: NeedleShape
+    outer: NeedleShape
+    sigma_mm: Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Applied:
+    """One applicator at work.
+
+    Attributes
+    ----------
+    ras_from_tip : Rigid
+    start_s : float
+        When its power goes on; it goes off after ``time_s``.
+    """
+
+    applicator: Applicator
+    power_w: float
+    time_s: float
+    ras_from_tip: Rigid
+    start_s: float = 0.0
+
+
+def _heating(applicator: Applicator) -> Heating:
+    if applicator.heating is None:
+        raise NoHeatModelError(
+            f"{applicator.name}: its file has no [heating], so zones come from the chart alone (tier 0)"
+        )
+    return applicator.heating
+
+
+def _grid(size: ZoneSize) -> NeedleGrid:
+    """Room for a zone twice as wide and as long as the chart's, about its middle."""
+    rows = math.ceil(size.long_mm + 2.0 * _AROUND_MM + 10.0) | 1
+    columns = math.ceil(0.8 * size.short_mm + _AROUND_MM)
+    return NeedleGrid(-size.offset_mm - (rows // 2) * _CELL_MM, _CELL_MM, rows, columns)
+
+
+def _table(applicator: Applicator, power_w: float, grid: NeedleGrid, centre_z_mm: float) -> Array:
+    """Power density that heats tissue, W/mm³."""
+    heating = _heating(applicator)
+    source = line_source(grid, centre_z_mm, heating.length_mm(power_w), heating.absorption_per_m)
+    return power_w * heating.efficiency * source
+
+
+def predict_shape(
+    applicator: Applicator,
+    power_w: float,
+    time_s: float,
+    tissue: Tissue,
+    *,
+    perfusion: float = 1.0,
+    energy: float = 1.0,
+) -> NeedleShape:
+    """Zone around one needle in homogeneous tissue, at the end of the heating.
+
+    Parameters
+    ----------
+    power_w, time_s : float
+        Inside the chart's range, which is what the fit knows.
+    perfusion, energy : float
+        Factors on the tissue's perfusion and on the power deposited.
+
+    Raises
+    ------
+    ChartRangeError
+        Outside the chart.
+    NoHeatModelError
+    """
+    size = applicator.size(power_w, time_s)
+    heating = _heating(applicator)
+    grid = _grid(size)
+    material = Material.heated(tissue, perfusion * heating.perfusion_scale)
+    table = energy * _table(applicator, power_w, grid, -size.offset_mm)
+    return shape_of_damage(grid, heat_needle(grid, material, table, [time_s]).damage[0])
+
+
+def predict_band(
+    applicator: Applicator, power_w: float, time_s: float, tissue: Tissue, shape: NeedleShape,
+    pose_covariance: Array | None = None,
+) -> Band:  # fmt: skip
+    """How far the zone's surface may lie from where it is predicted.
+
+    Joins, as independent: perfusion (the tissue's ``perfusion_sd``) and deposited power (the device's
+    ``efficiency_sd``), each by two more runs at one sigma; the model's error on powers it had not seen; the width of
+    the transition itself; and the needle's pose.
+
+    Parameters
+    ----------
+    shape : NeedleShape
+        Of `predict_shape` for the same arguments.
+    pose_covariance : (6, 6) float64, optional
+        Of tip (mm) and rotation (rad) in the needle's frame.
+
+    Raises
+    ------
+    ValueError
+        There is no zone to begin with.
+    """
+    if shape.volume_ml == 0.0:
+        raise ValueError(f"{applicator.name}: {power_w:g} W for {time_s:g} s kill nothing in {tissue.name}")
+    heating, grid = _heating(applicator), shape.grid
+    z, r = grid.z_mm[:, None] - shape.centre_z_mm, grid.r_mm[None]
+    along = z**2 / np.maximum(z**2 + r**2, 1e-9)
+    variance = along * (0.5 * heating.held_out.long_mm) ** 2 + (1.0 - along) * (0.5 * heating.held_out.short_mm) ** 2
+    variance = variance + TRANSITION_MM**2
+    for name, sd in (("perfusion", tissue.perfusion_sd), ("energy", heating.efficiency_sd)):
+        if sd > 0.0:
+            two = [
+                predict_shape(applicator, power_w, time_s, tissue, **{name: math.exp(sign * sd)}).distance_mm
+                for sign in (-1.0, 1.0)
+            ]
+            if all(np.isfinite(t).all() for t in two):
+                variance = variance + (0.5 * (two[1] - two[0])) ** 2
+            else:  # one of them killed nothing: half of the zone itself is in doubt
+                variance = variance + (0.25 * shape.short_mm) ** 2
+    if pose_covariance is not None:
+        # Across the surface: a shift by its normal, a turn by its arm. Averaged around the needle.
+        c = np.asarray(pose_covariance, dtype=np.float64)
+        normal_z, normal_r = np.gradient(shape.distance_mm, grid.spacing_mm)
+        arm = normal_r * grid.z_mm[:, None] - normal_z * r
+        variance = variance + normal_z**2 * c[2, 2] + normal_r**2 * 0.5 * (c[0, 0] + c[1, 1])
+        variance = variance + arm**2 * 0.5 * (c[3, 3] + c[4, 4])
+    sigma = np.sqrt(variance)
+    return Band(
+        shape_of_distance(grid, shape.distance_mm - _Z95 * sigma),
+        shape_of_distance(grid, shape.distance_mm + _Z95 * sigma),
+        sigma,
+    )
+
+
+def wide_vessels(
+    vessels: NDArray[np.bool_], spacing_mm: float, diameter_mm: float = WIDE_VESSEL_MM
+) -> NDArray[np.bool_]:
+    """What of a vessel mask is at least ``diameter_mm`` wide: an opening by distances (cubic cells)."""
+    if not vessels.any():
+        return vessels
+    # A tube of diameter d holds cells no farther than (d - pitch) / 2 from its outermost ones.
+    inner = ndimage.distance_transform_edt(vessels, spacing_mm) >= 0.5 * diameter_mm
+    if not inner.any():
+        return np.zeros_like(vessels)
+    near = np.asarray(ndimage.distance_transform_edt(~inner, spacing_mm) <= 0.5 * diameter_mm)
+    return np.asarray(vessels & near, dtype=np.bool_)
+
+
+def predict_box(
+    applied: Sequence[Applied], tissue: Tissue, *, vessels: Volume | None = None, cell_mm: float = _CELL_MM,
+    progress: Progress | None = None,
+) -> BoxZone:  # fmt: skip
+    """Zone of every applicator together, with wide vessels held at blood temperature.
+
+    Parameters
+    ----------
+    applied : sequence of Applied
+        At least one. Powers and times inside each chart.
+    vessels : Volume, optional
+        Above 0 in vessels; on any grid.
+    cell_mm : float
+        Pitch of the box, whose axes are R, A and S.
+    progress : callable, optional
+        ``(share, text)``; what it raises ends the run.
+
+    Raises
+    ------
+    ChartRangeError, NoHeatModelError
+    ValueError
+        No applicator; a zone that reaches the edge of the box.
+    """
+    if not applied:
+        raise ValueError("no applicator is at work")
+    low, high = np.full(3, np.inf), np.full(3, -np.inf)
+    placed = []
+    for one in applied:
+        size = one.applicator.size(one.power_w, one.time_s)
+        _heating(one.applicator)
+        needle = _grid(size)
+        axis = np.asarray(one.ras_from_tip.rotation[:, 2], dtype=np.float64)
+        tip = np.asarray(one.ras_from_tip.translation, dtype=np.float64)
+        centre = tip - size.offset_mm * axis
+        reach = 0.5 * (size.short_mm + (size.long_mm - size.short_mm) * np.abs(axis)) + _AROUND_MM
+        low, high = np.minimum(low, centre - reach), np.maximum(high, centre + reach)
+        placed.append((one, needle, tip, axis, size))
+    counts = [int(n) for n in np.maximum(np.ceil((high - low) / cell_mm), 8)]
+    grid = BoxGrid((counts[2], counts[1], counts[0]), cell_mm, tuple(low + 0.5 * cell_mm))
+    end = max(one.start_s + one.time_s for one in applied)
+    bursts = [
+        Burst(
+            needle_source(grid, needle, _table(one.applicator, one.power_w, needle, -size.offset_mm), tip, axis),
+            one.start_s, one.start_s + one.time_s,
+        )
+        for one, needle, tip, axis, size in placed
+    ]  # fmt: skip
+    ras_from_index = np.diag([cell_mm, cell_mm, cell_mm, 1.0])
+    ras_from_index[:3, 3] = grid.origin_mm
+    cells = Cells()
+    if vessels is not None:
+        held = np.full(grid.shape, np.nan, np.float32)
+        held[wide_vessels(_inside(vessels, grid, ras_from_index), cell_mm)] = tissue.blood_c
+        cells = Cells(held_c=held)
+    scale = float(np.mean([_heating(one.applicator).perfusion_scale for one in applied]))
+    heat = heat_box(grid, Material.heated(tissue, scale), bursts, [end], cells=cells, progress=progress)
+    level = np.log(np.maximum(heat.damage[0], np.float32(1e-12)))
+    return _box_zone(Volume.of(level, ras_from_index), placed[0][3], tissue.name, applied)
+
+
+def _inside(mask: Volume, grid: BoxGrid, ras_from_index: Array) -> NDArray[np.bool_]:
+    """Which cells of a box have their centre in a mask of another grid."""
+    k, j, i = np.indices(grid.shape)
+    ras = np.stack([i, j, k], axis=-1).reshape(-1, 3) * grid.spacing_mm + ras_from_index[:3, 3]
+    at = np.rint(mask.to_index(ras)).astype(np.int64)[:, ::-1]
+    shape = np.array(mask.array.shape)
+    within = ((at >= 0) & (at < shape)).all(axis=1)
+    out = np.zeros(len(ras), np.bool_)
+    out[within] = np.asarray(mask.array)[tuple(at[within].T)] > 0
+    return out.reshape(grid.shape)
+
+
+def _box_zone(level: Volume, axis: Array, tissue: str, applied: Sequence[Applied]) -> BoxZone:
+    values = np.asarray(level.array)
+    spacing = float(level.spacing_mm[0])
+    edges = (values[0], values[-1], values[:, 0], values[:, -1], values[:, :, 0], values[:, :, -1])
+    if any(float(edge.max()) >= 0.0 for edge in edges):
+        raise ValueError(f"the zone reaches the edge of its box of {values.shape} cells")
+    basis = "; ".join(f"{one.applicator.name} {one.power_w:g} W {one.time_s:g} s" for one in applied)
+    if float(values.max()) < 0.0:
+        return BoxZone(level, np.empty((0, 3)), axis, 0.0, 0.0, 0.0, tissue, basis)
+    vertices, faces, _, _ = measure.marching_cubes(values.copy(), 0.0)  # type: ignore[no-untyped-call]
+    corners = vertices[faces]
+    points = np.concatenate([vertices, corners.mean(axis=1)])[:, ::-1]
+    ras = np.ascontiguousarray(level.to_ras(points))
+    volume = abs(float(np.einsum("ij,ij->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2])))) / 6.0
+    along = ras @ axis
+    one = np.cross(axis, np.eye(3)[int(np.argmin(np.abs(axis)))])
+    one /= np.linalg.norm(one)
+    two = np.cross(axis, one)
+    angles = np.arange(36) * (np.pi / 36)
+    across = ras @ (np.cos(angles)[:, None] * one + np.sin(angles)[:, None] * two).T
+    ras.setflags(write=False)
+    return BoxZone(
+        level, ras, axis, float(np.ptp(along)), float(np.ptp(across, axis=0).max()), 1e-3 * volume * spacing**3, tissue,
+        basis,
+    )  # fmt: skip
+
+
+def place_shape(
+    applicator: Applicator, power_w: float, time_s: float, tissue: Tissue, shape: NeedleShape, ras_from_tip: Rigid
+) -> NeedleZone:
+    """A computed shape on the needle; costs nothing, so it is done at every pose."""
+    heating = _heating(applicator)
+    basis = f"computed for {tissue.name}; device fitted to {heating.fitted_to}"
+    return NeedleZone(ras_from_tip, shape, applicator.name, power_w, time_s, tissue.name, basis)

@@ -1,0 +1,228 @@
+"""``ablation-nav zone``: the zone of one applicator, from its chart or computed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nav.cli.errors import CommandError, ExitCode
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from nav.ablation.needle_zone import NeedleShape
+    from nav.ablation.zone import Zone
+    from nav.geometry.rigid import Rigid
+    from nav.geometry.volume import Volume
+
+__all__ = ["HELP", "zone"]
+
+HELP = """The zone that an applicator makes at a power and a time, as a mask and in numbers.
+
+Tier 0 is the manufacturer's chart: a reference, never a prediction. Tier 1 computes the heat around the needle in
+homogeneous tissue, tier 2 in three dimensions, with the vessels of --vessel held at the temperature of blood. Computed
+zones come with a band: dead inside the inner surface with 95 %, alive outside the outer one with 95 %, as far as
+perfusion, deposited power, the model's own error and the needle's pose are known. Without --tip the needle's tip lies
+at the origin and looks up. Into --out goes the zone's mask, beside it those of the band.
+
+\b
+Examples:
+  ablation-nav zone --applicator emprint --power 75 --time 300 --tissue liver --tier 1 --out zone.nrrd --json
+  ablation-nav zone --applicator emprint --power 100 --time 600 --tier 2 --vessel labels.nrrd --vessel-label 465 \\
+      --tip=-61,30,1540 --entry=-150,20,1560 --out zone.nrrd
+"""
+
+#: Pitch of the masks written, mm, and what they hold around the outermost surface.
+_PITCH_MM, _AROUND_MM = 0.5, 2.0
+#: In whose frame a tier 1 zone is computed; it is placed by this transform.
+RAS_FROM_TIP = "TipToRas"
+
+
+def zone(
+    applicator: Annotated[str, typer.Option(help="Name of a shipped applicator, or a .toml file.", show_default=False)],
+    power: Annotated[float, typer.Option(help="W.", show_default=False)],
+    seconds: Annotated[float, typer.Option("--time", help="s.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Mask to write (.nrrd, .nii.gz, .mha).", show_default=False)],
+    tissue: Annotated[str, typer.Option(help="Name of a shipped tissue, or a .toml file.")] = "liver",
+    tier: Annotated[int, typer.Option(help="0 chart, 1 around the needle, 2 in three dimensions.", min=0, max=2)] = 1,
+    vessel: Annotated[Path | None, typer.Option(help="Mask or label map of vessels; tier 2.")] = None,
+    vessel_label: Annotated[list[int] | None, typer.Option(help="Label of vessels in it; may be repeated.")] = None,
+    tip: Annotated[str, typer.Option(metavar="X,Y,Z", help="Needle tip, RAS mm.")] = "",
+    entry: Annotated[str, typer.Option(metavar="X,Y,Z", help="A point on the shaft, RAS mm.")] = "",
+    tip_sigma_mm: Annotated[float, typer.Option(help="1 sigma of the tip along each axis, for the band.")] = 0.0,
+    angle_sigma_deg: Annotated[float, typer.Option(help="1 sigma of the needle's angle, for the band.")] = 0.0,
+    threads: Annotated[int, typer.Option(help="0: all. The result does not depend on it.", min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON (docs/zone-json.md).")] = False,
+) -> None:
+    """See ``HELP``."""
+    # Imported here, so that the help costs nothing.
+    import json
+    import math
+
+    import numpy as np
+
+    from nav.ablation import axisymmetric, bioheat, margin
+    from nav.ablation.applicators import load_applicator, place_zone
+    from nav.ablation.prediction import Applied, place_shape, predict_band, predict_box, predict_shape
+    from nav.ablation.thermal import load_tissue
+    from nav.cli.progress import Steps
+    from nav.cli.registration_files import prepare, set_threads
+    from nav.io.labels import load_mask
+    from nav.io.volume_file import write_volume
+
+    if vessel is not None and tier != 2:
+        raise CommandError(f"--vessel: tier {tier} knows no vessels, only tier 2 does", ExitCode.USAGE)
+    if vessel_label and vessel is None:
+        raise CommandError("--vessel-label: needs --vessel", ExitCode.USAGE)
+    for name, value in (("--tip-sigma-mm", tip_sigma_mm), ("--angle-sigma-deg", angle_sigma_deg)):
+        if not (math.isfinite(value) and value >= 0.0):
+            raise CommandError(f"{name} {value:g}: must be 0 or more", ExitCode.USAGE)
+    steps = Steps()
+    used = set_threads(threads)
+    device, material = load_applicator(applicator), load_tissue(tissue)
+    pose = _pose(tip, entry)
+    chart = device.size(power, seconds)
+    report: dict[str, Any] = {
+        "applicator": device.name, "power_w": power, "time_s": seconds, "tissue": material.name if tier else None,
+        "tier": tier, "threads": used,
+    }  # fmt: skip
+    inner = outer = None
+    if tier > 0:
+        prepare((*axisymmetric.KERNELS, *margin.KERNELS, *(bioheat.KERNELS if tier == 2 else ())), steps)
+    begin = time.perf_counter()
+    placed: Zone
+    if tier == 0:
+        placed = place_zone(device, power, seconds, pose)
+        semi, half = placed.semi_long_mm, placed.semi_short_mm
+        report |= {"long_mm": chart.long_mm, "short_mm": chart.short_mm}
+        report["volume_ml"] = 4e-3 / 3.0 * math.pi * semi * half * half
+        report |= {"seconds": time.perf_counter() - begin, "band": None}
+        report |= {"basis": device.basis, "citation": device.citation}
+    else:
+        with steps.step("Heating around the needle"):
+            shape = predict_shape(device, power, seconds, material)
+            placed = place_shape(device, power, seconds, material, shape, pose)
+        report["seconds"] = time.perf_counter() - begin
+        if shape.volume_ml == 0.0:
+            raise CommandError(f"{device.name}: {power:g} W for {seconds:g} s kill nothing in {material.name}")
+        sigma = np.array([tip_sigma_mm] * 3 + [math.radians(angle_sigma_deg)] * 3)
+        band = predict_band(device, power, seconds, material, shape, np.diag(sigma**2))
+        inner, outer = (place_shape(device, power, seconds, material, s, pose) for s in (band.inner, band.outer))
+        report["basis"] = placed.basis
+        report |= {"long_mm": shape.long_mm, "short_mm": shape.short_mm, "volume_ml": shape.volume_ml}
+        report["band"] = {"inner": _numbers(band.inner), "outer": _numbers(band.outer)}
+        if tier == 2:
+            with steps.step("Reading"):
+                mask = None if vessel is None else load_mask(vessel, label=vessel_label, ct=None).volume
+            begin = time.perf_counter()
+            with steps.step("Heating in three dimensions") as update:
+                box = predict_box([Applied(device, power, seconds, pose)], material, vessels=mask, progress=update)
+            report["seconds"] = time.perf_counter() - begin
+            report |= {"long_mm": box.long_mm, "short_mm": box.short_mm, "volume_ml": box.volume_ml}
+            # The band is that of the needle alone: what it allows for moves the surface alike beside a vessel.
+            report["band_of_tier"] = 1
+            placed = box
+    with steps.step("Writing"):
+        grid = _grid(outer if outer is not None else placed, placed)
+        files = {"zone": out}
+        write_volume(out, _mask(placed, grid))
+        if inner is not None and outer is not None:
+            for name, other in (("inner", inner), ("outer", outer)):
+                files[name] = _beside(out, name)
+                write_volume(files[name], _mask(other, grid))
+    report["out"] = {what: str(path) for what, path in files.items()}
+    if as_json:
+        print(json.dumps(report, indent=2, default=float))
+        return
+    kind = ("manufacturer's chart, not a prediction", "computed around the needle", "computed in three dimensions")
+    print(f"{device.name}, {power:g} W, {seconds:g} s: {kind[tier]} (tier {tier})")
+    print(f"  {report['long_mm']:.1f} mm long, {report['short_mm']:.1f} mm across, {report['volume_ml']:.1f} ml")
+    if report["band"]:
+        low, high = report["band"]["inner"], report["band"]["outer"]
+        print(f"  band: {low['short_mm']:.1f} to {high['short_mm']:.1f} mm across, {low['volume_ml']:.1f} to "
+              f"{high['volume_ml']:.1f} ml")  # fmt: skip
+    print(f"  {report['basis']}")
+    print(f"wrote {', '.join(str(p) for p in files.values())}")
+
+
+def _numbers(shape: NeedleShape) -> dict[str, float]:
+    return {"long_mm": shape.long_mm, "short_mm": shape.short_mm, "volume_ml": shape.volume_ml}
+
+
+def _beside(out: Path, name: str) -> Path:
+    from nav.io.image_file import image_suffix
+
+    suffix = image_suffix(out)
+    return out.with_name(f"{out.name[: len(out.name) - len(suffix)]}-{name}{suffix}")
+
+
+def _pose(tip: str, entry: str) -> Rigid:
+    import numpy as np
+
+    from nav.cli.run import parse_point
+    from nav.geometry.rigid import Rigid
+
+    if bool(tip) != bool(entry):
+        raise CommandError("--tip and --entry: give both, or neither", ExitCode.USAGE)
+    matrix = np.eye(4)
+    if tip:
+        at, back = np.array(parse_point(tip, "--tip")), np.array(parse_point(entry, "--entry"))
+        length = float(np.linalg.norm(at - back))
+        if not length > 1.0:
+            raise CommandError(f"--entry lies {length:g} mm from --tip: at least 1 mm is needed", ExitCode.USAGE)
+        z = (at - back) / length
+        x = np.cross(np.eye(3)[int(np.argmin(np.abs(z)))], z)
+        x /= np.linalg.norm(x)
+        matrix[:3, :3] = np.stack([x, np.cross(z, x), z], axis=1)
+        matrix[:3, 3] = at
+    return Rigid.from_matrix(matrix, RAS_FROM_TIP)
+
+
+def _corners(zone: Zone) -> NDArray[np.float64]:
+    """Points between which the zone lies, RAS mm."""
+    import numpy as np
+
+    from nav.ablation.zone import BoxZone, EllipsoidZone
+
+    if isinstance(zone, BoxZone):
+        return np.asarray(zone.surface_ras)
+    if isinstance(zone, EllipsoidZone):
+        reach = np.sqrt(zone.semi_short_mm**2 + (zone.semi_long_mm**2 - zone.semi_short_mm**2) * zone.axis_ras**2)
+        return np.stack([zone.centre_ras - reach, zone.centre_ras + reach])
+    outline = zone.shape.outline_mm
+    angles = np.linspace(0.0, 2.0 * np.pi, 24, endpoint=False)
+    ring = np.stack(
+        [outline[:, 1:] * np.cos(angles), outline[:, 1:] * np.sin(angles), np.repeat(outline[:, :1], 24, axis=1)],
+        axis=-1,
+    ).reshape(-1, 3)  # fmt: skip
+    return np.asarray(zone.ras_from_tip.apply(ring))
+
+
+def _grid(*zones: Zone) -> Volume:
+    """Empty mask that holds every zone, axes R, A, S."""
+    import numpy as np
+
+    from nav.geometry.volume import Volume
+
+    points = np.concatenate([_corners(z) for z in zones])
+    low, high = points.min(axis=0) - _AROUND_MM, points.max(axis=0) + _AROUND_MM
+    counts = np.ceil((high - low) / _PITCH_MM).astype(int) + 1
+    matrix = np.diag([_PITCH_MM, _PITCH_MM, _PITCH_MM, 1.0])
+    matrix[:3, 3] = low
+    return Volume.of(np.zeros(counts[::-1], np.uint8), matrix)
+
+
+def _mask(zone: Zone, grid: Volume) -> Volume:
+    import numpy as np
+
+    from nav.ablation.margin import surface_margins_mm
+    from nav.geometry.volume import Volume
+
+    k, j, i = np.indices(grid.array.shape)
+    points = grid.to_ras(np.stack([i, j, k], axis=-1).reshape(-1, 3).astype(np.float64))
+    inside = surface_margins_mm(points, zone) >= 0.0
+    return Volume.of(inside.reshape(grid.array.shape).astype(np.uint8), grid.ras_from_index)
