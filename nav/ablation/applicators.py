@@ -88,7 +88,8 @@ class Heating(BaseModel):
 
     tissue: str = Field(description="tissue it was fitted in, a file of configs/tissues")
     fitted_to: str = Field(min_length=1, description="the measured zones")
-    efficiency: Positive = Field(description="share of the set power that heats tissue")
+    efficiency: Positive = Field(description="share of the set power that heats tissue, at 60 W")
+    efficiency_power: float = Field(0.0, ge=-2.0, le=2.0, description="it grows with power / 60 W to this power")
     active_length_mm: Positive = Field(description="at 60 W")
     length_power: float = Field(0.0, ge=-2.0, le=2.0, description="active length grows with power / 60 W to this power")
     absorption_per_m: Positive = Field(description="attenuation of the field")
@@ -99,6 +100,10 @@ class Heating(BaseModel):
     def length_mm(self, power_w: float) -> float:
         """Active length at a power."""
         return float(self.active_length_mm * (power_w / 60.0) ** self.length_power)
+
+    def deposited_w(self, power_w: float) -> float:
+        """What of a power heats tissue."""
+        return float(power_w * self.efficiency * (power_w / 60.0) ** self.efficiency_power)
 
 
 class Applicator(BaseModel):

@@ -204,10 +204,12 @@ def surface_margins_mm(points_ras: ArrayLike, zone: Zone) -> Array:
     elif len(zone.surface_ras) == 0:
         out[:] = -np.inf
     else:
-        distance = cKDTree(zone.surface_ras).query(points)[0]
-        at = zone.level.to_index(points)[:, ::-1].T
+        known = np.isfinite(points).all(axis=1)
+        somewhere = np.where(known[:, None], points, 0.0)
+        distance = cKDTree(zone.surface_ras).query(somewhere)[0]
+        at = zone.level.to_index(somewhere)[:, ::-1].T
         inside = ndimage.map_coordinates(zone.level.array, at, order=1, mode="constant", cval=-np.inf) >= 0.0
-        out = np.where(np.isnan(points).any(axis=1), np.nan, np.where(inside, distance, -distance))
+        out = np.where(known, np.where(inside, distance, -distance), np.nan)
     return out
 
 

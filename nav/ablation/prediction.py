@@ -29,6 +29,7 @@ __all__ = [
     "Applied",
     "Band",
     "NoHeatModelError",
+    "box_zone",
     "place_shape",
     "predict_band",
     "predict_box",
@@ -107,7 +108,7 @@ def _table(applicator: Applicator, power_w: float, grid: NeedleGrid, centre_z_mm
     """Power density that heats tissue, W/mm³."""
     heating = _heating(applicator)
     source = line_source(grid, centre_z_mm, heating.length_mm(power_w), heating.absorption_per_m)
-    return power_w * heating.efficiency * source
+    return heating.deposited_w(power_w) * source
 
 
 def predict_shape(
@@ -267,7 +268,8 @@ def predict_box(
     scale = float(np.mean([_heating(one.applicator).perfusion_scale for one in applied]))
     heat = heat_box(grid, Material.heated(tissue, scale), bursts, [end], cells=cells, progress=progress)
     level = np.log(np.maximum(heat.damage[0], np.float32(1e-12)))
-    return _box_zone(Volume.of(level, ras_from_index), placed[0][3], tissue.name, applied)
+    basis = "; ".join(f"{one.applicator.name} {one.power_w:g} W {one.time_s:g} s" for one in applied)
+    return box_zone(Volume.of(level, ras_from_index), placed[0][3], tissue.name, basis)
 
 
 def _inside(mask: Volume, grid: BoxGrid, ras_from_index: Array) -> NDArray[np.bool_]:
@@ -282,13 +284,19 @@ def _inside(mask: Volume, grid: BoxGrid, ras_from_index: Array) -> NDArray[np.bo
     return out.reshape(grid.shape)
 
 
-def _box_zone(level: Volume, axis: Array, tissue: str, applied: Sequence[Applied]) -> BoxZone:
+def box_zone(level: Volume, axis: Array, tissue: str, basis: str) -> BoxZone:
+    """The zone where a level in a box is above 0, with its extents along and across ``axis``.
+
+    Raises
+    ------
+    ValueError
+        It reaches the edge of the box.
+    """
     values = np.asarray(level.array)
     spacing = float(level.spacing_mm[0])
     edges = (values[0], values[-1], values[:, 0], values[:, -1], values[:, :, 0], values[:, :, -1])
     if any(float(edge.max()) >= 0.0 for edge in edges):
         raise ValueError(f"the zone reaches the edge of its box of {values.shape} cells")
-    basis = "; ".join(f"{one.applicator.name} {one.power_w:g} W {one.time_s:g} s" for one in applied)
     if float(values.max()) < 0.0:
         return BoxZone(level, np.empty((0, 3)), axis, 0.0, 0.0, 0.0, tissue, basis)
     vertices, faces, _, _ = measure.marching_cubes(values.copy(), 0.0)  # type: ignore[no-untyped-call]

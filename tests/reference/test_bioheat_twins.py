@@ -23,7 +23,7 @@ CURVES = {
 
 
 def readonly(array: object, kind: type = np.float64) -> NDArray[np.generic]:
-    out = np.ascontiguousarray(array, kind)
+    out: NDArray[np.generic] = np.ascontiguousarray(array, kind)
     out.setflags(write=False)
     return out
 

@@ -72,7 +72,7 @@ def gaussian(r: float, seconds: float) -> float:
 
     def rate(u: float) -> float:
         wide = 16.0 + 2.0 * ALPHA * u
-        return (16.0 / wide) ** 1.5 * math.exp(-(r**2) / (2.0 * wide) - BETA * u)
+        return float((16.0 / wide) ** 1.5) * math.exp(-(r**2) / (2.0 * wide) - BETA * u)
 
     return float(q0 / (RHO * C) * quad(rate, 0.0, seconds, limit=200)[0])
 
