@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from nav.ablation.margin import _count_inside, _ellipse_margin, _min_margin, _surface_margins
-from nav.ablation.tumour import _nearest_and_winding
+from nav.ablation.mesh_kernels import _nearest_and_winding
 
 F64 = NDArray[np.float64]
 
