@@ -122,7 +122,13 @@ class MaskSurface:
         To the triangles around the four nearest vertices; on a mesh as fine as this one the nearest triangle is among
         them (``docs/margin.md`` says how often it is not, and by how much).
         """
-        points = np.ascontiguousarray(points_ras, np.float64).reshape(-1, 3)
+        points = np.asarray(points_ras, np.float64).reshape(-1, 3)
+        out = self.unsigned_distance_mm(points)
+        return np.where(self.contains(points), -out, out)
+
+    def unsigned_distance_mm(self, points_ras: ArrayLike) -> Array:
+        """As `signed_distance_mm`, without the sign and so without the field."""
+        points = np.array(points_ras, np.float64, order="C").reshape(-1, 3)
         out = np.full(len(points), math.inf)
         if not len(self.faces) or not len(points):
             return out
@@ -131,11 +137,11 @@ class MaskSurface:
         corner = self.faces.ravel()
         ring = np.argsort(corner, kind="stable") // 3
         start = np.concatenate([[0], np.cumsum(np.bincount(corner, minlength=len(self.vertices)))]).astype(np.int64)
+        vertices = _frozen(self.vertices)
         for array in (points, nearest, ring, start):
             array.setflags(write=False)
-        _ring_distances(points, nearest, self.vertices, self.faces, start, ring, out)
-        out = np.sqrt(out)
-        return np.where(self.contains(points), -out, out)
+        _ring_distances(points, nearest, vertices, self.faces, start, ring, out)
+        return np.sqrt(out)
 
     def scaled(self, factor: float) -> MaskSurface:
         """The same shape blown up by ``factor`` about its centroid."""
