@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,7 +112,7 @@ class MarginMap:
 
 
 def share_below(vertices: Array, faces: Faces, values: Array, limit: float) -> float:
-    """Area of the surface, on which ``values`` (v,) are linear between vertices, where they are below ``limit``, mm²."""
+    """Area, mm², where ``values`` (v,), linear between vertices, are below ``limit``."""
     corners = vertices[faces]
     area = 0.5 * np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
     low, mid, high = np.sort(values[faces] - limit, axis=1).T
@@ -152,8 +152,8 @@ def measure_margin(
     organ : MaskSurface, optional
         In the tumour's space (`nav.ablation.mask_surface.border_near`).
     moved, back : callable, optional
-        Take points, (n, 3) RAS mm, from the tumour's space to the ablation's, and back; both or none. They move anatomy,
-        never the ablation.
+        Take points, (n, 3) RAS mm, from the tumour's space to the ablation's, and back; both or none. They move
+        anatomy, never the ablation.
     wanted_mm : float
         Margin whose coverage is in ``result``.
     histogram : bool
@@ -170,8 +170,8 @@ def measure_margin(
     lost = int(np.count_nonzero(~np.isfinite(vertices).all(axis=1)))
     if lost:
         raise ValueError(
-            f"the transform says nothing about {lost} of {len(vertices)} points of the tumour's surface: its field does "
-            "not reach the whole tumour; register with a field that covers it"
+            f"the transform says nothing about {lost} of {len(vertices)} points of the tumour's surface: its field "
+            "does not reach the whole tumour; register with a field that covers it"
         )
     faces = tumour.faces
     margins = _margins(ablation, vertices)
@@ -184,7 +184,8 @@ def measure_margin(
         excluded = 1.0 - _area(vertices, faces[kept]) / _area(vertices, faces)
         if kept.any():
             free = _shares(vertices, faces[kept], margins)
-    covered, covered_wanted, shells = math.nan, math.nan, ()
+    shells: tuple[CoverageShell, ...] = ()
+    covered, covered_wanted = math.nan, math.nan
     if histogram:
         covered, covered_wanted, shells = _histogram(tumour, vertices, ablation, organ, home, wanted_mm)
     normal = _direction(ablation, vertices[worst])
@@ -201,7 +202,7 @@ def measure_margin(
         result=MarginResult(float(margins[worst]), point, covered_wanted, sigma),
         vertices=vertices, faces=faces, margins_mm=margins, whole=whole, free=free, excluded_fraction=excluded,
         capsule_mm=capsule, coverage=shells, tumour_covered=covered, voxel_uncertainty_mm=_SIGMAS_95 * sigma,
-        warnings=_warnings(tumour, ablation, organ, margins, covered, moved is not None and home or None),
+        warnings=_warnings(tumour, ablation, organ, margins, covered, back),
     )  # fmt: skip
 
 
@@ -291,8 +292,6 @@ def _histogram(
 
 
 def _with_vertices(surface: MaskSurface, vertices: Array) -> MaskSurface:
-    from dataclasses import replace
-
     return replace(surface, vertices=vertices)
 
 
@@ -311,7 +310,9 @@ def _warnings(
         said.append(f"the tumour mask has {tumour.parts} separate parts; the margin holds for all of them together")
     if isinstance(ablation, MaskSurface):
         if ablation.cut_off:
-            said.append("the ablation touches the border of its mask: it may be cut off, and the margin there too small")
+            said.append(
+                "the ablation touches the border of its mask: it may be cut off, and the margin there too small"
+            )
         if ablation.parts > 1:
             said.append(
                 f"the ablation mask has {ablation.parts} separate parts; all count, and a gap between them counts as "
@@ -319,16 +320,12 @@ def _warnings(
             )
     if (margins < 0.0).all() and not covered > 0.0:
         said.append(
-            "tumour and ablation do not overlap at all: wrong files, a missing or reversed transform, or a missed tumour"
+            "tumour and ablation do not overlap at all: wrong files, a missing or reversed transform, or a missed one"
         )
-    if organ is not None:
-        outside = ~organ.contains(tumour.vertices)
-        if outside.any() and float(np.max(np.where(outside, np.abs(organ.signed_distance_mm(tumour.vertices)), 0.0))) > 2.0:
-            said.append(f"{outside.mean():.0%} of the tumour's surface lies outside the organ mask")
-        if isinstance(ablation, MaskSurface):
-            at = ablation.vertices if home is None else home(ablation.vertices)
-            at = at[np.isfinite(at).all(axis=1)]
-            share = float((~organ.contains(at)).mean()) if len(at) else 1.0
-            if share > 0.02:
-                said.append(f"{share:.0%} of the ablation's surface lies outside the organ mask")
+    if organ is not None and isinstance(ablation, MaskSurface):
+        at = ablation.vertices if home is None else home(ablation.vertices)
+        at = at[np.isfinite(at).all(axis=1)]
+        share = float((~organ.contains(at)).mean()) if len(at) else 1.0
+        if share > 0.02:
+            said.append(f"{share:.0%} of the ablation's surface lies outside the organ mask")
     return tuple(said)

@@ -14,12 +14,19 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from scipy.special import expit, logit, ndtri
-from scipy.stats import binomtest
+from scipy.special import betaincinv, expit, logit, ndtri
 
 from nav.config.load import load_toml, shipped_config
 
-__all__ = ["MOST_MARGIN_MM", "Cohort", "CohortStatement", "list_cohorts", "load_cohort", "statements_at"]
+__all__ = [
+    "MOST_MARGIN_MM",
+    "Cohort",
+    "CohortStatement",
+    "clopper_pearson",
+    "list_cohorts",
+    "load_cohort",
+    "statements_at",
+]
 
 #: No cohort is asked beyond this margin, mm.
 MOST_MARGIN_MM = 10.0
@@ -31,20 +38,25 @@ Ratio = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Stratum(BaseModel):
-    """Tumours with a margin of ``from_mm`` to below ``below_mm``, and how many of them progressed."""
+    """Tumours with a margin of ``from_mm`` to below ``below_mm`` (or more), and how many of them progressed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     from_mm: float
-    below_mm: float
+    below_mm: float | None = None
     events: Count
     n: Annotated[int, Field(gt=0)]
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
-        if self.events > self.n or self.below_mm <= self.from_mm:
-            raise ValueError(f"{self.events} of {self.n} from {self.from_mm:g} to {self.below_mm:g} mm is not possible")
+        if self.events > self.n or (self.below_mm is not None and self.below_mm <= self.from_mm):
+            raise ValueError(f"{self.events} of {self.n} with {self.words} is not possible")
         return self
+
+    @property
+    def words(self) -> str:
+        """The class in words."""
+        return f"{self.from_mm:g} mm and more" if self.below_mm is None else f"{self.from_mm:g} to {self.below_mm:g} mm"
 
 
 class PerMillimetre(BaseModel):
@@ -173,6 +185,13 @@ class CohortStatement:
         return f"{head}: {self.quantity} {self.value:.3g}, 95 % CI {self.ci95[0]:.3g} to {self.ci95[1]:.3g}"
 
 
+def clopper_pearson(events: int, n: int) -> tuple[float, float]:
+    """Exact 95 % interval of a share (Clopper & Pearson 1934, Biometrika 26:404)."""
+    low = float(betaincinv(events, n - events + 1, 0.025)) if events else 0.0
+    high = float(betaincinv(events + 1, n - events, 0.975)) if events < n else 1.0
+    return low, high
+
+
 def list_cohorts() -> tuple[str, ...]:
     """Names of the cohorts that ship with the program."""
     return tuple(sorted(p.stem for p in shipped_config("cohorts").glob("*.toml")))
@@ -218,7 +237,8 @@ def statements_at(margin_mm: float, cohorts: tuple[Cohort, ...] | None = None) -
         for threshold in cohort.threshold:
             side = "at or below" if margin_mm <= threshold.at_mm else "above"
             quantity = (
-                f"{threshold.group}: {threshold.kind} of margins ≤ {threshold.at_mm:g} mm to wider ones (this one is {side})"
+                f"{threshold.group}: {threshold.kind} of margins ≤ {threshold.at_mm:g} mm to wider ones "
+                f"(this one is {side})"
             )
             out.append(_statement(cohort, margin_mm, quantity, threshold.value, threshold.ci95, ""))
     return tuple(out)
@@ -252,13 +272,10 @@ def _statement(
 def _of_strata(cohort: Cohort, margin_mm: float) -> list[CohortStatement]:
     out = []
     for s in cohort.strata:
-        if not s.from_mm <= margin_mm < s.below_mm:
+        if not s.from_mm <= margin_mm < (math.inf if s.below_mm is None else s.below_mm):
             continue
-        interval = binomtest(s.events, s.n).proportion_ci(0.95, method="exact")
-        quantity = f"share that progressed among {s.n} with {s.from_mm:g} to below {s.below_mm:g} mm ({s.events})"
-        out.append(
-            _statement(cohort, margin_mm, quantity, s.events / s.n, (float(interval.low), float(interval.high)), "")
-        )
+        quantity = f"share that progressed of {s.n} with {s.words} ({s.events})"
+        out.append(_statement(cohort, margin_mm, quantity, s.events / s.n, clopper_pearson(s.events, s.n), ""))
     return out
 
 

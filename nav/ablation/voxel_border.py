@@ -61,7 +61,7 @@ def _holds(mask: Volume, points: Array) -> NDArray[np.bool_]:
 
 def _signed(points: Array, mask: Volume, border: Array) -> Array:
     away = cKDTree(border).query(points)[0]
-    return np.where(_holds(mask, points), away, -away)
+    return np.asarray(np.where(_holds(mask, points), away, -away))
 
 
 def _counted(margins: Array) -> MarginShares:

@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "register": "Register from files: landmarks, two images.",
     "transform-points": "Take points through a transform.",
     "resample": "Resample an image onto the grid of another one.",
+    "margin": "Measure the margin of an ablation around a tumour.",
     "igtl": "OpenIGTLink messages in files and on the wire.",
     "doctor": "Check this computer and say what is wrong and what to do.",
 }
