@@ -64,7 +64,7 @@ def margin(
     method: Annotated[str, typer.Option(help="surface, or voxel-border (as QAM, biased low).")] = "surface",
     contraction: Annotated[
         float,
-        typer.Option(help="Linear shrinkage of the zone to undo, 0 to 0.15; shown beside."),
+        typer.Option(help="Linear shrinkage of the zone to undo, up to 0.15; shown beside."),
     ] = 0.0,
     sigma: Annotated[
         float | None, typer.Option(help="1 sigma of registration and segmentation, mm: gives P(margin >= 5 mm).")

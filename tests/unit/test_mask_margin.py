@@ -117,7 +117,7 @@ def test_the_tumour_moves_and_the_ablation_stays() -> None:
 
 
 def test_capsule_is_left_out_and_clips_the_shells() -> None:
-    """Organ below z = 12 mm, tumour of 10 mm: the cap above 7 mm is subcapsular, (10 − 7) / 20 of a sphere's surface."""
+    """Organ below z = 12 mm, tumour of 10 mm: the cap above 7 mm is subcapsular, 3/20 of the surface."""
     grid = empty_grid(FINE, half_mm=26.0)
     below = (grid.voxels_ras()[:, 2] < 12.0).reshape(grid.array.shape).astype(np.uint8)
     tumour = MaskSurface.of_mask(ball_on(grid, ORIGIN, 10.0))
