@@ -76,8 +76,8 @@ def margin(
         raise CommandError(f"--method {method}: there are {' and '.join(METHODS)}", ExitCode.USAGE)
     if not 0.0 <= contraction <= MOST_CONTRACTION:
         raise CommandError(
-            f"--contraction {contraction:g}: must lie between 0 and {MOST_CONTRACTION:g} (of the length); larger values "
-            "were seen outside the body only",
+            f"--contraction {contraction:g}: must lie between 0 and {MOST_CONTRACTION:g} (of the length); larger "
+            "values were seen outside the body only",
             ExitCode.USAGE,
         )
     if contraction and method != "surface":
@@ -198,9 +198,7 @@ def _surface(
             **_shares(wider.whole, wider.free, wider.excluded_fraction if organ is not None else None),
         }
         if transform is not None and is_displacement_file(transform):
-            warnings.append(
-                "a displacement field may follow the contraction already: the corrected margin counts it twice"
-            )
+            warnings.append("a displacement field may follow the contraction already: corrected, it counts twice")
     write_vtk_mesh(
         out / "margin.vtk",
         result.vertices,
