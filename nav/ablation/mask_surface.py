@@ -137,8 +137,8 @@ class MaskSurface:
     def signed_distance_mm(self, points_ras: ArrayLike) -> Array:
         """(n,) distance of points, (n, 3) RAS mm, to the mesh: negative inside; inf where there is no mesh.
 
-        To the triangles around the four nearest vertices: on a mesh as fine as this one within 0.02 mm of the distance to
-        all triangles.
+        To the triangles around the four nearest vertices: on a mesh as fine as this one that is within 0.02 mm of the
+        distance to all triangles.
         """
         points = np.asarray(points_ras, np.float64).reshape(-1, 3)
         out = self.unsigned_distance_mm(points)
