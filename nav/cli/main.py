@@ -32,6 +32,7 @@ COMMANDS: dict[str, str] = {
     "transform-points": "Take points through a transform.",
     "resample": "Resample an image onto the grid of another one.",
     "zone": "The zone of an applicator, from its chart or computed.",
+    "margin": "Measure the margin of an ablation around a tumour.",
     "igtl": "OpenIGTLink messages in files and on the wire.",
     "doctor": "Check this computer and say what is wrong and what to do.",
 }

@@ -246,6 +246,11 @@ def _inventory(label_map: LabelMap) -> str:
 
 def _wanted_labels(label_map: LabelMap, label: int | Sequence[int] | None) -> tuple[int, ...]:
     if label is None:
+        # A count of every value takes most of a second on a whole CT; most masks hold one label.
+        array = label_map.volume.array
+        highest = int(np.asarray(array).max())
+        if highest and np.count_nonzero(array) == np.count_nonzero(np.equal(array, highest)):
+            return (highest,)
         present = np.flatnonzero(np.bincount(label_map.volume.array.ravel()))
         present = present[present != 0]
         if present.size != 1:

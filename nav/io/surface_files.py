@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from nav.io.errors import SurfaceFileError
 from nav.io.image_file import swap_lps_ras
 
-__all__ = ["SURFACE_SUFFIXES", "read_surface_file", "write_vtk_points"]
+__all__ = ["SURFACE_SUFFIXES", "read_surface_file", "write_vtk_mesh", "write_vtk_points"]
 
 SURFACE_SUFFIXES = (".stl", ".ply", ".obj", ".vtk")
 
@@ -77,6 +77,33 @@ def write_vtk_points(path: Path | str, points_ras: Points) -> None:
     vertices = "\n".join(f"1 {k}" for k in range(n))
     text = f"POINTS {n} double\n{rows}\nVERTICES {n} {2 * n}\n{vertices}\n"
     Path(path).write_text(f"# vtk DataFile Version 3.0\nSPACE=LPS\nASCII\nDATASET POLYDATA\n{text}", encoding="utf-8")
+
+
+def write_vtk_mesh(
+    path: Path | str, vertices_ras: Points, triangles: NDArray[np.integer], values: dict[str, Points]
+) -> None:
+    """Write a mesh as legacy binary VTK polydata in LPS, with named numbers at its vertices.
+
+    Parameters
+    ----------
+    vertices_ras : (n, 3) float64
+        mm.
+    triangles : (m, 3) int
+    values : dict
+        Name (no spaces) to (n,) numbers.
+    """
+    n, m = len(vertices_ras), len(triangles)
+    rows = np.column_stack([np.full(m, 3), triangles]).astype(">i4")
+    parts = [
+        f"# vtk DataFile Version 3.0\nSPACE=LPS\nBINARY\nDATASET POLYDATA\nPOINTS {n} double\n".encode(),
+        swap_lps_ras(vertices_ras).astype(">f8").tobytes(),
+        f"\nPOLYGONS {m} {4 * m}\n".encode(),
+        rows.tobytes(),
+        f"\nPOINT_DATA {n}\n".encode(),
+    ]
+    for name, numbers in values.items():
+        parts += [f"SCALARS {name} float 1\nLOOKUP_TABLE default\n".encode(), numbers.astype(">f4").tobytes(), b"\n"]
+    Path(path).write_bytes(b"".join(parts))
 
 
 def _fan(faces: list[list[int]]) -> Triangles:

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from nav.ablation.margin import _count_inside, _ellipse_margin, _min_margin, _surface_margins
-from nav.ablation.tumour import _nearest_and_winding
+from nav.ablation.mesh_kernels import _nearest_and_winding, _ring_distances
 
 F64 = NDArray[np.float64]
 
@@ -149,3 +149,27 @@ def test_an_empty_mesh_is_infinitely_far() -> None:
     none = np.zeros((0, 3), np.int32)
     none.setflags(write=False)
     assert _nearest_and_winding(0.0, 0.0, 0.0, CUBE, none, 11.0) == (math.inf, 0.0)
+
+
+@pytest.mark.parametrize("count", [0, 1, 25])
+def test_distances_around_the_nearest_vertices(count: int) -> None:
+    """With every vertex named, the distance is that to the whole mesh; with one, that to the triangles around it."""
+    points = readonly(np.random.default_rng(count).uniform(-6.0, 12.0, (count, 3)))
+    corner = FACES.ravel()
+    ring = np.argsort(corner, kind="stable") // 3
+    start = np.concatenate([[0], np.cumsum(np.bincount(corner, minlength=len(CUBE)))])
+    out = np.full(count, -1.0)
+    every = np.tile(np.arange(len(CUBE)), (count, 1))
+    _ring_distances(points, every, CUBE, FACES, start, ring, out)
+    np.testing.assert_allclose(out, [_nearest_and_winding(*p, CUBE, FACES, 15.0)[0] for p in points], rtol=1e-12)
+    _ring_distances(points, every[:, :1], CUBE, FACES, start, ring, out)
+    around = [readonly(CUBE[face]) for face in FACES if 0 in face]
+    alone = np.array([[0, 1, 2]], np.int32)
+    for p, d in zip(points, out, strict=True):
+        assert d == pytest.approx(min(_nearest_and_winding(*p, t, alone, 15.0)[0] for t in around), rel=1e-12)
+    if count == 1:
+        lost = readonly(np.array([[math.nan, 0.0, 0.0]]))
+        _ring_distances(lost, every, CUBE, FACES, start, ring, out)
+        assert math.isnan(out[0])
+        _ring_distances(points, every[:, :0], CUBE, FACES, start, ring, out)
+        assert out[0] == math.inf

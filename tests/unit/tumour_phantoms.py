@@ -50,3 +50,28 @@ def zone(
         "",
         "",
     )
+
+
+def ball_on(
+    grid: Volume, centre: NDArray[np.float64], radius_mm: float | NDArray[np.float64], *, value: int = 1
+) -> Volume:
+    """A ball, or an ellipsoid along RAS with three semi-axes, on the grid of ``grid``."""
+    away = ((grid.voxels_ras() - centre) / radius_mm) ** 2
+    inside = (away.sum(axis=1) <= 1.0).reshape(grid.array.shape)
+    return Volume.of(np.where(inside, value, 0).astype(np.uint8), grid.ras_from_index)
+
+
+def empty_grid(
+    spacing_mm: tuple[float, float, float],
+    *,
+    half_mm: float = 22.0,
+    directions: NDArray[np.float64] | None = None,
+    shift_voxels: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> Volume:
+    """A grid about the origin, a voxel centre on it unless shifted."""
+    spacing = np.array(spacing_mm)
+    counts = 2 * np.ceil(half_mm / spacing).astype(int) + 1
+    affine = np.eye(4)
+    affine[:3, :3] = (np.eye(3) if directions is None else directions) * spacing
+    affine[:3, 3] = -affine[:3, :3] @ ((counts - 1) / 2.0 + np.array(shift_voxels))
+    return Volume.of(np.zeros(tuple(counts[::-1]), np.uint8), affine)
