@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from nav.ablation.applicators import Applicator
+from nav.ablation.thermal import Tissue
 from nav.config.room import RoomConfig
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
@@ -21,7 +22,7 @@ _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 def tables() -> str:
     """All tables as Markdown."""
     parts: list[str] = []
-    for root, place, title in ((RoomConfig, "", "Room"), (Applicator, "", "Applicator")):
+    for root, place, title in ((RoomConfig, "", "Room"), (Applicator, "", "Applicator"), (Tissue, "", "Tissue")):
         parts.append(f"## {title} files\n")
         parts += [_table(model, where) for where, model in _models(root, place)]
     return "\n".join(parts)

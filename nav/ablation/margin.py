@@ -204,7 +204,7 @@ def surface_margins_mm(points_ras: ArrayLike, zone: Zone) -> Array:
     elif len(zone.surface_ras) == 0:
         out[:] = -np.inf
     else:
-        known = np.isfinite(points).all(axis=1)
+        known = np.asarray(np.isfinite(points).all(axis=1))
         somewhere = np.where(known[:, None], points, 0.0)
         distance = cKDTree(zone.surface_ras).query(somewhere)[0]
         at = zone.level.to_index(somewhere)[:, ::-1].T
