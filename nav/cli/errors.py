@@ -47,6 +47,7 @@ _KNOWN: tuple[tuple[str, str, ExitCode], ...] = (
     ("nav.registration.deformable_device", "DeviceError", ExitCode.ENVIRONMENT),
     ("nav.ablation.tumour", "TumourError", ExitCode.INPUT),
     ("nav.guidance.compute", "PlanError", ExitCode.INPUT),
+    ("nav.planning.grid", "PlanningError", ExitCode.INPUT),
     ("nav.runtime.recording", "RecordingError", ExitCode.INPUT),
     ("nav.runtime.recorder", "RecorderError", ExitCode.FAILED),
     ("nav.runtime.warmup", "WarmUpError", ExitCode.ENVIRONMENT),

@@ -90,7 +90,7 @@ def without_thin_parts(mask: Volume, diameter_mm: float) -> Volume:
     return Volume.of(out, mask.ras_from_index)
 
 
-def skin_points(ct: Volume, *, body: Volume | None = None, pitch_mm: float = 3.0) -> Array:
+def skin_points(ct: Volume, *, body: Volume | None = None, pitch_mm: float = 2.0) -> Array:
     """(n, 3) RAS mm: points of the body's surface about ``pitch_mm`` apart, in order of the cells.
 
     Without ``body`` it is the largest piece above `BODY_HU` after an opening that parts it from the table, its
