@@ -14,8 +14,8 @@ __all__ = ["HELP", "plan"]
 HELP = """Find access paths to a tumour, and how many ablations, where and at what setting.
 
 Paths run from the skin (found in the CT, or --body), or from given needle poses and points (--entries), to the target.
-Those that meet every hard constraint are ranked by named criteria (weights: --settings); ablations are placed on them so
-that target + margin is covered with the least healthy tissue. FILE may be followed by labels, FILE:465+481 (and a
+Those that meet every hard constraint are ranked by named criteria (weights: --settings); ablations are placed on them
+so that target + margin is covered with the least healthy tissue. FILE may be followed by labels, FILE:465+481 (and a
 piece of them, FILE:451/2, 1 = largest); --avoid NAME=FILE:LABELS@MM,MM adds the safety distance and, for vessels, the
 diameter below which they do not count. Only what is given is avoided. Zones are the manufacturer's reference, not a
 prediction for a patient. Into --out go plan.json (docs/plan-json.md), plan.mrk.json (one line per ablation, for
@@ -63,7 +63,9 @@ def plan(
     up: Annotated[
         str, typer.Option(help="What points away from the table: A, P, L, R, or none: from below is allowed.")
     ] = "A",
-    gantry_tilt: Annotated[float, typer.Option(help="Tilt of the scan plane, degrees; + front towards the feet.")] = 0.0,
+    gantry_tilt: Annotated[
+        float, typer.Option(help="Tilt of the scan plane, degrees; + front towards the feet.")
+    ] = 0.0,
     settings: Annotated[Path | None, typer.Option(help="Limits, weights, safety distances (.toml).")] = None,
     weight: Annotated[
         list[str] | None, typer.Option(help="CRITERION=WEIGHT instead of the settings'; may be given again.")

@@ -16,12 +16,14 @@ import cv2
 import numpy as np
 import typer
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from nav.ablation import margin as margin_kernels
 from nav.ablation.applicators import load_applicator
 from nav.ablation.tumour import TumourModel
 from nav.cli.errors import CommandError, ExitCode
 from nav.cli.progress import Steps
+from nav.config.load import ConfigError
 from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
 from nav.imaging import reslice
@@ -47,8 +49,8 @@ _SPREAD_PITCH_MM = 1.0
 _UP = {"A": (0.0, 1.0, 0.0), "P": (0.0, -1.0, 0.0), "L": (-1.0, 0.0, 0.0), "R": (1.0, 0.0, 0.0)}
 
 WARNING = (
-    "zones are the manufacturer's reference (tier 0), not a prediction for a patient; unions hold for ablations one after"
-    " the other; only the structures given are avoided"
+    "zones are the manufacturer's reference (tier 0), not a prediction for a patient; unions hold for ablations one"
+    " after the other; only the structures given are avoided"
 )
 
 
@@ -193,23 +195,18 @@ def _settings(request: PlanRequest) -> PlanSettings:
     for text in request.weights:
         name, _, value = text.partition("=")
         if name not in data["weights"]:
-            raise CommandError(
-                f"--weight {text!r}: the criteria are {', '.join(data['weights'])}", ExitCode.USAGE
-            )
+            raise CommandError(f"--weight {text!r}: the criteria are {', '.join(data['weights'])}", ExitCode.USAGE)
         try:
             data["weights"][name] = float(value)
         except ValueError:
             raise CommandError(f"--weight {text!r}: {value!r} is not a number", ExitCode.USAGE) from None
-    for part, name, value in (
+    for part, key, number in (
         ("cover", "margin_mm", request.margin_mm),
         ("robustness", "placement_sigma_mm", request.placement_sigma_mm),
         ("limits", "needle_length_mm", request.needle_length_mm),
     ):
-        if value is not None:
-            data[part][name] = value
-    from nav.config.load import ConfigError
-    from pydantic import ValidationError
-
+        if number is not None:
+            data[part][key] = number
     try:
         return PlanSettings.model_validate(data)
     except ValidationError as error:
@@ -406,9 +403,7 @@ def _write(
     target: Volume, organ: Volume, model: TumourModel,
 ) -> dict[str, Any]:  # fmt: skip
     files: dict[str, Any] = {"plan": str(out / "plan.json")}
-    lines = [
-        PlannedPath(a["name"], tuple(a["entry_ras"]), tuple(a["target_ras"])) for a in report["applicators"]
-    ]
+    lines = [PlannedPath(a["name"], tuple(a["entry_ras"]), tuple(a["target_ras"])) for a in report["applicators"]]
     for old in (*out.glob("ablation-*.mrk.json"), out / "plan.mrk.json", out / "plan.png"):
         old.unlink(missing_ok=True)  # of a plan before: a line too many would be taken for one of this plan
     if not lines:
@@ -420,7 +415,9 @@ def _write(
         write_paths(out / f"ablation-{n}.mrk.json", [line], case=identity)
         files["lines"].append(str(out / f"ablation-{n}.mrk.json"))
     zones = [
-        PlannedZone(z.centre_ras, z.axis_ras, z.semi_long_mm, z.semi_short_mm, np.array(e.entry_ras), np.array(e.target_ras))
+        PlannedZone(
+            z.centre_ras, z.axis_ras, z.semi_long_mm, z.semi_short_mm, np.array(e.entry_ras), np.array(e.target_ras)
+        )
         for z, e in zip(ellipsoids(placed.placements), lines, strict=True)
     ]
     picture = plan_picture(ct, organ, target, model.margin_mm, zones)

@@ -58,20 +58,27 @@ def plan_picture(
             matrix = plane_matrix(axes, middle, SIZE_PX, SIZE_PX, mm_per_px)
             planes.append(_plane(ct, organ, field, margin_mm, matrix, ablations, n))
             cv2.putText(
-                planes[-1], f"ablation {n + 1}, {text}", (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA
+                planes[-1],
+                f"ablation {n + 1}, {text}",
+                (8, 20),
+                cv2.FONT_HERSHEY_SIMPLEX,
+                0.5,
+                (255, 255, 255),
+                1,
+                cv2.LINE_AA,
             )
             cm = round(10.0 / mm_per_px)
             cv2.line(planes[-1], (SIZE_PX - 12 - cm, SIZE_PX - 12), (SIZE_PX - 12, SIZE_PX - 12), (255, 255, 255), 2)
             cv2.putText(
-                planes[-1], "1 cm", (SIZE_PX - 12 - cm, SIZE_PX - 18), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1,
-                cv2.LINE_AA,
+                planes[-1], "1 cm", (SIZE_PX - 12 - cm, SIZE_PX - 18), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1
             )  # fmt: skip
         rows.append(np.concatenate(planes, axis=1))
     picture = np.concatenate(rows, axis=0)
     key = np.zeros((26, picture.shape[1], 3), np.uint8)
     x = 8
     for text, colour in (
-        ("target", TUMOUR), (f"+ {margin_mm:g} mm", MARGIN), ("zone (chart)", ZONE), ("other zones", OTHER), ("needle", NEEDLE)
+        ("target", TUMOUR), (f"+ {margin_mm:g} mm", MARGIN), ("zone (chart)", ZONE), ("other zones", OTHER),
+        ("needle", NEEDLE),
     ):  # fmt: skip
         cv2.line(key, (x, 13), (x + 18, 13), colour, 2)
         cv2.putText(key, text, (x + 24, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (230, 230, 230), 1, cv2.LINE_AA)
@@ -86,7 +93,9 @@ def _distance_field(target: Volume, far_mm: float) -> Volume:
     pad = (np.ceil(far_mm / target.spacing_mm) + 1).astype(int)[::-1]
     local = np.pad(filled[box], [(int(p), int(p)) for p in pad])
     sampling = tuple(target.spacing_mm[::-1])
-    signed = ndimage.distance_transform_edt(~local, sampling=sampling) - ndimage.distance_transform_edt(local, sampling=sampling)
+    signed = ndimage.distance_transform_edt(~local, sampling=sampling) - ndimage.distance_transform_edt(
+        local, sampling=sampling
+    )
     affine = target.ras_from_index.copy()
     affine[:3, 3] = target.to_ras(np.array([s.start for s in box])[::-1] - pad[::-1])
     return Volume.of(signed.astype(np.float32), affine)
@@ -102,7 +111,8 @@ def _plane(
         grey = reslice_plane(organ, matrix, SIZE_PX, SIZE_PX, 3.0, 0.5)
     picture = np.ascontiguousarray(np.repeat(grey[:, :, None], 3, axis=2))
     y, x = np.indices((SIZE_PX, SIZE_PX))
-    ras = np.stack([x.ravel(), y.ravel(), np.zeros(x.size)], axis=1) @ matrix[:3, :3].T + matrix[:3, 3]
+    pixels_xyz = np.stack([x.ravel(), y.ravel(), np.zeros(x.size)], axis=1).astype(np.float64)
+    ras = np.asarray(pixels_xyz @ matrix[:3, :3].T + matrix[:3, 3], np.float64)
     distance = sample_points(field, ras).reshape(SIZE_PX, SIZE_PX)
     for limit, colour in ((margin_mm, MARGIN), (0.0, TUMOUR)):
         inside = np.nan_to_num(distance, nan=1e6) <= limit

@@ -20,6 +20,8 @@ Bools = NDArray[np.bool_]
 
 #: Largest safety distance, mm; distances are known up to 20 mm.
 MOST_CLEARANCE_MM = 15.0
+#: Standard deviation by which the organ is blurred for the normals of its capsule, mm.
+BLUR_MM = 3.0
 #: Above this a voxel is body and not air, HU.
 BODY_HU = -300.0
 
@@ -44,8 +46,11 @@ class Anatomy:
         Distance to every structure, without what of it lies in the target.
     through : (s,) bool
         Structures that pass through the target.
-    organ, tumour : (2, k, j, i) uint8
-        Distance to it, and to what is not it. The organ holds the target, the structures' parts inside it and its holes.
+    organ : (3, k, j, i) uint8
+        Distance to it, to what is not it, and the organ blurred by `BLUR_MM`, 250 inside: its gradient is the capsule's
+        normal. The organ holds the target and its holes.
+    tumour : (2, k, j, i) uint8
+        Distance to it, and to what is not it.
     organ_volume : Volume
         The same organ by cell (a cell belongs where its middle does), for volumes in ml.
     target : Volume
@@ -104,7 +109,9 @@ def skin_points(ct: Volume, *, body: Volume | None = None, pitch_mm: float = 2.0
     source = ct if body is None else body
     grid = Grid.over(source, source.corners_ras(), pitch_mm=pitch_mm)
     if body is None:
-        step = tuple(slice(int(s // 2), None, int(s)) for s in np.maximum(1, np.round(grid.pitch_mm / ct.spacing_mm))[::-1])
+        step = tuple(
+            slice(int(s // 2), None, int(s)) for s in np.maximum(1, np.round(grid.pitch_mm / ct.spacing_mm))[::-1]
+        )
         coarse = np.asarray(ct.array)[step] > BODY_HU
         affine = ct.ras_from_index.copy()
         strides = np.array([s.step for s in step[::-1]], float)
@@ -133,7 +140,9 @@ def skin_points(ct: Volume, *, body: Volume | None = None, pitch_mm: float = 2.0
 def _bounds(mask: Volume) -> tuple[Array, Array]:
     index = np.argwhere(np.asarray(mask.array) > 0)[:, ::-1]
     ends = np.array([index.min(axis=0), index.max(axis=0)], float)
-    corners = mask.to_ras(np.array([[ends[a, 0], ends[b, 1], ends[c, 2]] for a in (0, 1) for b in (0, 1) for c in (0, 1)]))
+    corners = mask.to_ras(
+        np.array([[ends[a, 0], ends[b, 1], ends[c, 2]] for a in (0, 1) for b in (0, 1) for c in (0, 1)])
+    )
     return corners.min(axis=0), corners.max(axis=0)
 
 
@@ -191,12 +200,13 @@ def build_anatomy(
     share = _share_in_organ(target, organ)
     if share < 0.05:
         raise PlanningError(
-            f"{100 * share:.0f} % of the target lies in the organ, at least 5 % must: check that the masks belong together"
+            f"{100 * share:.0f} % of the target lies in the organ, at least 5 % must: check that the masks belong"
+            " together"
         )
     if share < 0.5:
         warnings.append(
-            f"{100 * share:.0f} % of the target lies in the organ's mask; the rest is taken as organ (where the mask has"
-            " a hole for the tumour this is right)"
+            f"{100 * share:.0f} % of the target lies in the organ's mask; the rest is taken as organ (where the mask"
+            " has a hole for the tumour this is right)"
         )
     not_organ = _without_holes(not_organ)
 
@@ -215,13 +225,15 @@ def build_anatomy(
             warnings.append(f"{a.name}: nothing of it lies where the paths run")
         obstacles[n] = grid.distance(cells, slack)
     centre = ~_without_holes(~_by_middle(grid, whole))
+    blurred = ndimage.gaussian_filter(centre.astype(np.float32), BLUR_MM / grid.pitch_mm[::-1], truncate=3.0)
+    capsule = np.rint(250.0 * np.clip(blurred, 0.0, 1.0)).astype(np.uint8)
     return Anatomy(
         grid=grid,
         names=tuple(names),
         clearance_mm=tuple(float(a.clearance_mm) for a in avoid),
         obstacles=_locked(obstacles),
         through=through,
-        organ=_locked(np.stack([grid.distance(organ_out, organ_slack), grid.distance(not_organ, not_slack)])),
+        organ=_locked(np.stack([grid.distance(organ_out, organ_slack), grid.distance(not_organ, not_slack), capsule])),
         tumour=_locked(tumour),
         organ_volume=Volume.of(centre.astype(np.uint8), grid.ras_from_cell),
         target=target,
@@ -238,8 +250,9 @@ def _share_in_organ(target: Volume, organ: Sequence[Volume]) -> float:
     """Share of the target whose voxels, or those just around it, are organ: a mask may have a hole for the tumour."""
     filled = np.asarray(target.array) > 0
     boxes = ndimage.find_objects(filled.view(np.uint8))
-    assert boxes and boxes[0] is not None
-    pad = int(math.ceil(2.0 / float(target.spacing_mm.min()))) + 1
+    assert boxes
+    assert boxes[0] is not None
+    pad = math.ceil(2.0 / float(target.spacing_mm.min())) + 1
     local = np.pad(filled[boxes[0]], pad)
     near = ndimage.distance_transform_edt(~local, sampling=tuple(target.spacing_mm[::-1])) <= 2.0
     index = np.argwhere(near)[:, ::-1] + [s.start - pad for s in boxes[0]][::-1]
@@ -269,7 +282,9 @@ def _carved(mask: Volume, target: Volume) -> tuple[Volume, float]:
 def _united(masks: Sequence[Volume]) -> tuple[Volume, float]:
     """All masks as one, on the first one's voxels: seams between the parts of an organ are not outside of it."""
     first = masks[0]
-    index = np.vstack([first.to_index(corner) for m in masks if (np.asarray(m.array) > 0).any() for corner in _bounds(m)])
+    index = np.vstack(
+        [first.to_index(corner) for m in masks if (np.asarray(m.array) > 0).any() for corner in _bounds(m)]
+    )
     low, high = np.floor(index.min(axis=0)) - 1.0, np.ceil(index.max(axis=0)) + 1.0
     affine = first.ras_from_index.copy()
     affine[:3, 3] = first.to_ras(low)
@@ -305,5 +320,3 @@ def _without_holes(outside: Bools) -> Bools:
             open_ends[np.take(pieces, end, axis=axis).ravel()] = True
     open_ends[0] = False
     return np.asarray(open_ends[pieces])
-
-

@@ -174,7 +174,7 @@ class Grid:
         for a in offsets[0]:
             for b in offsets[1]:
                 for c in offsets[2]:
-                    at = np.rint((index + (a, b, c)) @ m[:3, :3].T + m[:3, 3]).astype(int)
+                    at = np.rint((index + np.array([a, b, c])) @ m[:3, :3].T + m[:3, 3]).astype(int)
                     at = at[((at >= 0) & (at < self.shape[::-1])).all(axis=1)]
                     marked[at[:, 2], at[:, 1], at[:, 0]] = True
         return marked, 0.5 * float(np.linalg.norm(mask.spacing_mm / parts))

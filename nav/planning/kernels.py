@@ -110,7 +110,7 @@ def _signed(out_field, in_field, x, y, z, per_mm):  # type: ignore[no-untyped-de
 @njit(nogil=True, cache=True, parallel=True, error_model="numpy", fastmath=_FAST)
 def _check(entries, tips, obstacles, needed, reserve, through, organ, tumour, sure, per_mm, base, hit, places):  # type: ignore[no-untyped-def]
     """March every path; see `nav.planning.paths`."""
-    step_mm, advance, normal_mm = base[0], base[1], base[2]
+    step_mm, advance, normal_mm, graze = base[0], base[1], base[2], base[3] / base[0]
     for n in prange(entries.shape[0]):
         x, y, z = entries[n, 0], entries[n, 1], entries[n, 2]
         dx, dy, dz = tips[n, 0] - x, tips[n, 1] - y, tips[n, 2] - z
@@ -124,36 +124,40 @@ def _check(entries, tips, obstacles, needed, reserve, through, organ, tumour, su
                 hit[n, c] = 1
             continue
         dx, dy, dz = dx / length, dy / length, dz / length
-        # Where the path is first sure to be in the organ.
+        # Where the path is first sure to be in the organ. From where it may touch it, it must only go deeper: what
+        # rises again has grazed the organ.
         capsule = -1.0
+        lowest = 1e9
+        sine = 1.0
+        grazes = False
         s = 0.0
         while s <= length:
             px, py, pz = x + s * dx, y + s * dy, z + s * dz
             v = _signed(organ[0], organ[1], px, py, pz, per_mm)
             if s == 0.0 and v <= 0.0:
                 break
+            if v < sure:
+                lowest = min(lowest, v)
+                # The capsule lies somewhere between the first touch and here: the flattest angle counts.
+                h = normal_mm
+                gx = _at(organ[2], px + h, py, pz, per_mm) - _at(organ[2], px - h, py, pz, per_mm)
+                gy = _at(organ[2], px, py + h, pz, per_mm) - _at(organ[2], px, py - h, pz, per_mm)
+                gz = _at(organ[2], px, py, pz + h, per_mm) - _at(organ[2], px, py, pz - h, per_mm)
+                g = math.sqrt(gx * gx + gy * gy + gz * gz)
+                sine = min(sine, (gx * dx + gy * dy + gz * dz) / g if g > 0.0 else 0.0)
             if v <= -sure:
                 capsule = s
                 break
+            grazes = grazes or v > lowest + graze
             s += max(advance, (v - sure) * step_mm)
         count = obstacles.shape[0]
         if capsule < 0.0:
             hit[n, count] = 1
         else:
             places[n, 0] = capsule
-            px, py, pz = x + capsule * dx, y + capsule * dy, z + capsule * dz
-            h = normal_mm
-            gx = _signed(organ[0], organ[1], px + h, py, pz, per_mm) - _signed(
-                organ[0], organ[1], px - h, py, pz, per_mm
-            )
-            gy = _signed(organ[0], organ[1], px, py + h, pz, per_mm) - _signed(
-                organ[0], organ[1], px, py - h, pz, per_mm
-            )
-            gz = _signed(organ[0], organ[1], px, py, pz + h, per_mm) - _signed(
-                organ[0], organ[1], px, py, pz - h, per_mm
-            )
-            g = math.sqrt(gx * gx + gy * gy + gz * gz)
-            places[n, 2] = -(gx * dx + gy * dy + gz * dz) / g if g > 0.0 else 0.0
+            if grazes:
+                hit[n, count + 1] = 1
+            places[n, 2] = sine
         # In the organ to the tip; where it is first near the tumour, and first sure to be in it.
         near = -1.0
         inside = -1.0
@@ -200,7 +204,7 @@ def _nearest(entries, tips, obstacles, advance, per_mm, out):  # type: ignore[no
         x, y, z = entries[n, 0], entries[n, 1], entries[n, 2]
         dx, dy, dz = tips[n, 0] - x, tips[n, 1] - y, tips[n, 2] - z
         length = math.sqrt(dx * dx + dy * dy + dz * dz)
-        steps = int(math.ceil(length / advance))
+        steps = int(np.ceil(length / advance))
         for o in range(obstacles.shape[0]):
             best = 255.0
             for m in range(steps + 1):
@@ -215,7 +219,9 @@ _VECTOR = "Array(float64, 1, 'C', readonly=True)"
 
 KERNELS: tuple[KernelSpec, ...] = (
     KernelSpec(
-        "planning: distance along rows", _rows, ("Array(uint8, 3, 'C', readonly=True), float64, float64, float32[:,:,::1]",)
+        "planning: distance along rows",
+        _rows,
+        ("Array(uint8, 3, 'C', readonly=True), float64, float64, float32[:,:,::1]",),
     ),
     KernelSpec("planning: distance along columns", _columns, ("float32[:,:,::1], float64, int64, float32[:,:,::1]",)),
     KernelSpec(

@@ -25,8 +25,10 @@ Array = NDArray[np.float64]
 
 #: Distance between samples along a path where something is near, mm.
 _ADVANCE_MM = 0.5
-#: The capsule's normal is taken over this length each way, mm.
-_NORMAL_MM = 3.0
+#: The capsule's normal is the gradient of the blurred organ over this length each way, mm.
+_NORMAL_MM = 1.5
+#: Once a path may touch the organ, its depth may fall back by so much (the steps of voxels) before it is in, mm.
+_GRAZE_MM = 0.1
 #: The capsule's angle must be this much better than asked, degrees: a normal to a voxelised surface is a matter of
 #: smoothing (measured against normals of the blurred mask, docs/planning.md).
 _ANGLE_RESERVE_DEG = 4.0
@@ -55,7 +57,7 @@ class PathLimits:
     capsule_angle_deg : between path and capsule, 90 is across it
     out_of_plane_deg : from the scan plane, tilted by ``gantry_tilt_deg`` about the left-right axis
         (positive: its front edge towards the feet)
-    up_ras, from_below_deg : a path may rise against gravity by at most this angle; ``up_ras`` points away from the table
+    up_ras, from_below_deg : a path may rise against gravity by at most this angle; ``up_ras`` points off the table
     pose_angle_deg : from the axis of the entry's pose
     """
 
@@ -144,7 +146,9 @@ def check_paths(
     for what, points in (("entry", local_entries), ("tip", local_tips)):
         wrong = ~((points >= -0.5 * grid.pitch_mm) & (points <= room)).all(axis=1)
         if wrong.any():
-            raise PlanningError(f"{what} {int(np.argmax(wrong))} lies outside the anatomy that was read, or is not finite")
+            raise PlanningError(
+                f"{what} {int(np.argmax(wrong))} lies outside the anatomy that was read, or is not finite"
+            )
     count = len(anatomy.names)
     base = count
     names = (*anatomy.names, *CONSTRAINTS)
@@ -157,7 +161,7 @@ def check_paths(
     kernels._check(
         local_entries, local_tips, anatomy.obstacles, _fixed(needed), _fixed(reserve),
         _fixed_bytes(anatomy.through), anatomy.organ, anatomy.tumour, grid.threshold_mm(0.5 * _ADVANCE_MM) / STEP_MM,
-        _fixed(1.0 / grid.pitch_mm), _fixed(np.array([STEP_MM, _ADVANCE_MM, _NORMAL_MM])), hit, places,
+        _fixed(1.0 / grid.pitch_mm), _fixed(np.array([STEP_MM, _ADVANCE_MM, _NORMAL_MM, _GRAZE_MM])), hit, places,
     )  # fmt: skip
     vector = tips - entries
     length = np.linalg.norm(vector, axis=1)
@@ -181,7 +185,7 @@ def check_paths(
         violated[:, base + 6] = ~(direction @ up <= math.sin(math.radians(limits.from_below_deg)))
     if limits.pose_angle_deg is not None and pose_axes_ras is not None:
         axes = np.asarray(pose_axes_ras, np.float64)
-        given = np.isfinite(axes).all(axis=1)
+        given = np.asarray(np.isfinite(axes).all(axis=1))
         cosine = np.einsum("ij,ij->i", direction, np.where(given[:, None], axes, 0.0))
         violated[:, base + 7] = given & ~(cosine >= math.cos(math.radians(limits.pose_angle_deg)))
     return PathChecks(entries, tips, names, violated, length, capsule, parenchyma, angle, out_of_plane)
@@ -198,7 +202,7 @@ def obstacle_distances_mm(anatomy: Anatomy, entries_ras: ArrayLike, tips_ras: Ar
     known = np.linspace(0.0, FARTHEST_MM, 401)
     needed = np.array([grid.threshold_mm(d + 0.5 * _ADVANCE_MM) for d in known])
     value = out.astype(np.float64) * STEP_MM
-    return np.where(value >= FARTHEST_MM - 1e-6, FARTHEST_MM, np.interp(value, needed, known, left=0.0))
+    return np.where(value >= FARTHEST_MM - 1.5 * STEP_MM, FARTHEST_MM, np.interp(value, needed, known, left=0.0))
 
 
 def _check_limits(limits: PathLimits) -> None:

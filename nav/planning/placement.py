@@ -130,7 +130,7 @@ class Cover:
 
 
 def _greedy(covers: Bools, healthy: Array, wanted: int, most: int) -> list[int]:
-    """Most new points first, least healthy tissue among equals, until ``wanted`` are covered; then drop the needless."""
+    """Most new points first, least tissue among equals, until ``wanted`` are covered; then drop needless ones."""
     left = np.ones(covers.shape[1], bool)
     chosen: list[int] = []
     tie = healthy / (float(healthy.max(initial=0.0)) + 1.0)
@@ -144,7 +144,7 @@ def _greedy(covers: Bools, healthy: Array, wanted: int, most: int) -> list[int]:
     got = np.count_nonzero(~left)
     for one in sorted(chosen, key=lambda c: -healthy[c]):
         rest = [c for c in chosen if c != one]
-        if rest and np.count_nonzero(covers[rest].any(axis=0)) >= min(wanted, got):
+        if rest and int(np.count_nonzero(covers[rest].any(axis=0))) >= min(wanted, int(got)):
             chosen = rest
     return chosen
 
@@ -235,7 +235,10 @@ def choose_cover(
             break
         chosen = columns[found.chosen]
         covered = inside_any(
-            points_ras, placements.take(chosen).zone_list(), placements.tips_ras[chosen], placements.directions_ras[chosen]
+            points_ras,
+            placements.take(chosen).zone_list(),
+            placements.tips_ras[chosen],
+            placements.directions_ras[chosen],
         )
         share = float(covered.mean())
         fewer = len(chosen) < len(best) or (
@@ -298,9 +301,7 @@ def _solve(covers: Bools, healthy: Array, uncovered_allowed: float, most: int, t
     return _Found(np.flatnonzero(result.x[:columns] > 0.5), bound, None if gap is None else float(gap), late)
 
 
-def sample_errors(
-    placements: Placements, points_ras: Array, sigma_mm: float, draws: int, seed: int
-) -> Array:
+def sample_errors(placements: Placements, points_ras: Array, sigma_mm: float, draws: int, seed: int) -> Array:
     """(draws,) share of (m, 3) points covered when every tip is off by N(0, sigma² I), each on its own.
 
     Directions stay: over a zone's length an error of the angle moves it less than one of the tip.

@@ -118,7 +118,7 @@ def aim_points(points_ras: Array, reach_mm: float, at_least: int = 1) -> Array:
         count = int(first.max()) + 1
         means = np.stack([np.bincount(first, points_ras[:, a]) for a in range(3)], axis=1)
         size = np.bincount(first)
-        means /= size[:, None]
+        means = means / size[:, None]
         if count <= _MOST_AIMS:
             break
         pitch *= 1.15
@@ -198,7 +198,9 @@ def find_paths(
     distances = obstacle_distances_mm(anatomy, good.entries_ras, good.tips_ras)
     inside = model.volume_points[nearest_voxels(anatomy.organ_volume, model.volume_points)]
     thin = np.random.default_rng(settings.robustness.seed).permutation(len(inside))[:_CRITERION_POINTS]
-    criteria = rate(good, distances, points[:: max(1, len(points) // 5000)], inside[thin], largest, limits.needle_length_mm)
+    criteria = rate(
+        good, distances, points[:: max(1, len(points) // 5000)], inside[thin], largest, limits.needle_length_mm
+    )
     weights = settings.weights.model_dump()
     scores = score(criteria, weights) if len(feasible) else np.zeros(0)
     order = np.argsort(-scores, kind="stable")
@@ -216,7 +218,7 @@ def find_paths(
 def _outside_organ(entries: Entries, organ: Sequence[Volume], towards: Array) -> tuple[Array, Array]:
     """Move entries that lie in the organ back along their axis (without one: away from the target), 2 mm at a time."""
     points = entries.points_ras.copy()
-    given = np.isfinite(entries.axes_ras).all(axis=1)
+    given = np.asarray(np.isfinite(entries.axes_ras).all(axis=1))
     away = points - towards
     away /= np.maximum(np.linalg.norm(away, axis=1, keepdims=True), 1e-9)
     back = np.where(given[:, None], -np.where(given[:, None], entries.axes_ras, 0.0), away)
@@ -311,7 +313,9 @@ def place(
     in_box = ((all_middles >= box[0]) & (all_middles <= box[1])).all(axis=1)
     all_middles, number = all_middles[in_box], number[in_box]
     several = _distinct(list(zones))
-    healthy_points = _healthy(anatomy, target, np.vstack([all_middles, points]), several[-1].radius_mm, _HEALTHY_PITCH_MM)
+    healthy_points = _healthy(
+        anatomy, target, np.vstack([all_middles, points]), several[-1].radius_mm, _HEALTHY_PITCH_MM
+    )
     everything = place_all(
         tuple(several), picked[number], all_middles, direction[number], healthy_points, _HEALTHY_PITCH_MM**3 / 1000.0,
         lambda share, text: progress(0.4 * share, text),
@@ -359,9 +363,17 @@ def ellipsoids(chosen: Placements) -> list[EllipsoidZone]:
         app = zone.applicator
         out.append(
             EllipsoidZone(
-                tip - zone.offset_mm * direction, direction, 0.5 * zone.size.long_mm, 0.5 * zone.size.short_mm, 0,
-                app.name, zone.power_w, zone.time_s, app.basis, app.citation,
-            )  # fmt: skip
+                tip - zone.offset_mm * direction,
+                direction,
+                0.5 * zone.size.long_mm,
+                0.5 * zone.size.short_mm,
+                0,
+                app.name,
+                zone.power_w,
+                zone.time_s,
+                app.basis,
+                app.citation,
+            )
         )
     return out
 

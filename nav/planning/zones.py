@@ -1,4 +1,4 @@
-"""What one ablation destroys, in the frame of the needle's tip: the interface, and the chart's ellipsoid as one of it."""
+"""What one ablation destroys, in the frame of the needle's tip: the interface, and the chart's ellipsoid."""
 
 from __future__ import annotations
 
@@ -92,7 +92,9 @@ def chart_zones(applicator: Applicator, power_w: float | None = None, time_s: fl
             ranges = "; ".join(
                 "{:g} W: {:g} to {:g} s".format(p, *applicator.time_range_s(p)) for p in applicator.powers_w
             )
-            raise ChartRangeError(f"{applicator.name}: time {time_s:g} s, the chart covers {ranges}; sizes are not extrapolated")
+            raise ChartRangeError(
+                f"{applicator.name}: time {time_s:g} s, the chart covers {ranges}; sizes are not extrapolated"
+            )
     else:
         settings = [(row.power_w, row.time_s) for row in applicator.chart]
     zones = [ChartZone(applicator, p, t, applicator.size(p, t)) for p, t in settings]
