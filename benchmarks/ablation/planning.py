@@ -3,8 +3,8 @@
     python benchmarks/ablation/planning.py [--only NAME] [--recheck 200] [--applicator emprint] [--json FILE]
 
 Seven tumours of one CT, from the skin (bone, lungs, kidneys, spleen, vessels are avoided), and the five nodules of
-three other patients, from the given needle poses (hepatic artery, hepatic and portal vein are avoided). The second check
-samples the paths every 0.2 mm against the masks' own voxels and shares no code with the planner.
+three other patients, from the given needle poses (hepatic artery, hepatic and portal vein are avoided). The second
+check samples the paths every 0.2 mm against the masks' own voxels and shares no code with the planner.
 """
 
 from __future__ import annotations

@@ -111,14 +111,15 @@ def aim_points(points_ras: Array, reach_mm: float, at_least: int = 1) -> Array:
     extent = np.ptp(points_ras, axis=0)
     while pitch > 1.0 and len(np.unique(np.floor((points_ras - centroid) / pitch + 0.5), axis=0)) < at_least:
         pitch *= 0.85
+    means: Array
     while True:
         cell = np.floor((points_ras - centroid) / pitch + 0.5).astype(int)
         _, first = np.unique(cell, axis=0, return_inverse=True)
         first = first.ravel()
         count = int(first.max()) + 1
-        means = np.stack([np.bincount(first, points_ras[:, a]) for a in range(3)], axis=1)
         size = np.bincount(first)
-        means = means / size[:, None]
+        sums = [np.bincount(first, points_ras[:, a]).astype(np.float64) for a in range(3)]
+        means = np.stack(sums, axis=1) / size[:, None]
         if count <= _MOST_AIMS:
             break
         pitch *= 1.15

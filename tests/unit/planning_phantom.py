@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from nav.geometry.volume import Volume
 
@@ -46,12 +47,13 @@ def lookup(mask: Volume, points: F64) -> NDArray[np.bool_]:
 
 
 def gap_to_boxes(mask: Volume, points: F64) -> F64:
-    """Exact distance of points to the voxel boxes of a mask, by trying all that could be nearest."""
+    """Exact distance of points to the voxel boxes of a mask, of all that could be the nearest."""
     centres = mask.to_ras(np.argwhere(np.asarray(mask.array) > 0)[:, ::-1])
     axes = mask.ras_from_index[:3, :3] / mask.spacing_mm
+    tree = cKDTree(centres)
+    reach = tree.query(points)[0] + float(np.linalg.norm(mask.spacing_mm))
     out = np.empty(len(points))
-    for n, point in enumerate(points):
-        near = centres[np.linalg.norm(centres - point, axis=1) < np.linalg.norm(centres - point, axis=1).min() + 5.0]
-        gap = np.maximum(np.abs((point - near) @ axes) - 0.5 * mask.spacing_mm, 0.0)
+    for n, near in enumerate(tree.query_ball_point(points, reach)):
+        gap = np.maximum(np.abs((points[n] - centres[near]) @ axes) - 0.5 * mask.spacing_mm, 0.0)
         out[n] = np.linalg.norm(gap, axis=1).min()
     return out

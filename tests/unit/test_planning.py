@@ -62,7 +62,7 @@ def test_no_feasible_path_breaks_a_constraint(anatomy: Any) -> None:
     assert 300 < len(feasible) < 2700
     for name in ("rib", "vessel", "capsule_angle", "parenchyma", "stays_in_organ"):
         assert name in checks.counts
-    for n in feasible[:60]:
+    for n in feasible[:40]:
         length = np.linalg.norm(tips[n] - entries[n])
         points = entries[n] + np.linspace(0, 1, int(length / 0.3))[:, None] * (tips[n] - entries[n])
         assert gap_to_boxes(RIB, points).min() >= 2.0
@@ -77,8 +77,8 @@ def test_no_feasible_path_breaks_a_constraint(anatomy: Any) -> None:
         assert steep >= LIMITS.capsule_angle_deg
         assert checks.capsule_angle_deg[n] == pytest.approx(steep, abs=4.0)
     # And it is not refused what is far from everything: paths that keep 3 mm more than asked.
-    for n in np.flatnonzero(checks.violated[:, :2].any(axis=1))[:40]:
-        points = entries[n] + np.linspace(0, 1, 200)[:, None] * (tips[n] - entries[n])
+    for n in np.flatnonzero(checks.violated[:, :2].any(axis=1))[:30]:
+        points = entries[n] + np.linspace(0, 1, 120)[:, None] * (tips[n] - entries[n])
         assert gap_to_boxes(RIB, points).min() < 5.0 or gap_to_boxes(VESSEL, points).min() < 6.0
 
 
