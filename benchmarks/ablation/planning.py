@@ -97,7 +97,9 @@ def liver_cases() -> Iterator[Case]:
             # Vessels and nodules are holes in the liver's mask.
             organ = [masks["liver"], *(masks[v] for v in vessels), *(masks[n] for n, _ in nodules)]
             avoid = [Avoid(v, masks[v], 3.0) for v in vessels]
-            yield Case(f"{patient} {nodule}", masks["liver"], target, organ, avoid, entries, PathLimits())
+            yield Case(
+                f"{patient} {nodule}", masks["liver"], target, organ, avoid, entries, PathLimits(needle_length_mm=200.0)
+            )
 
 
 def inside(mask: Volume, points: F64) -> Bools:
@@ -226,7 +228,7 @@ def measure(case: Case, applicator: str, most_rechecked: int) -> dict[str, Any]:
         "lower_bound": placed.cover.lower_bound, "gap": placed.cover.gap, "coverage": placed.coverage,
         "reachable": placed.cover.reachable, "healthy_ml": placed.healthy_ml,
         "target_ml": model.volume_ml, "min_margin_mm": placed.min_margin_mm, "p_margin_ge5": placed.p_margin_ge5,
-        "reason": placed.reason, "rechecked": len(pairs), "violations": broken,
+        "reason": placed.reason, "violated": checks.counts, "rechecked": len(pairs), "violations": broken,
         "refused_though_fine": too_strict / max(len(refused), 1), "warnings": list(paths.anatomy.warnings),
     }  # fmt: skip
     print(
@@ -234,7 +236,8 @@ def measure(case: Case, applicator: str, most_rechecked: int) -> dict[str, Any]:
         f"{report['applicators']:2} ablations ({report['method']}, greedy {report['greedy_applicators']}), coverage "
         f"{100 * placed.coverage:5.1f} %, healthy {placed.healthy_ml:5.1f} ml, p {placed.p_margin_ge5} | "
         f"{done - begin:5.1f} s | {len(pairs)} checked again: {broken or 'none broken'}; "
-        f"{100 * report['refused_though_fine']:.1f} % refused though fine {placed.reason}",
+        f"{100 * report['refused_though_fine']:.1f} % refused though fine {placed.reason}"
+        + ("" if len(paths.feasible) else f" {checks.counts}"),
         flush=True,
     )
     return report
