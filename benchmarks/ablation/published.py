@@ -56,7 +56,7 @@ def ringe() -> dict[str, Any]:
     material = Material.heated(load_tissue("liver_ex_vivo"))
     n = 72
     grid = BoxGrid((n + 16, n, n), 1.0, (-(n - 1) / 2, -(n - 1) / 2, -(n + 15) / 2))
-    x = np.arange(n) - (n - 1) / 2
+    x: NDArray[np.float64] = np.arange(n, dtype=np.float64) - (n - 1) / 2
     needle = NeedleGrid(-60.0, 1.0, 121, 60)
     report: dict[str, Any] = {"published": {"10 mm": [37.2, 50.5], "15 mm": [80.1, 89.7], "20 mm": [100.0, 100.0]}}
     for name, watt, seconds in (("smaller", 45.0, 480.0), ("larger", 63.0, 600.0)):

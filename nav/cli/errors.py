@@ -49,6 +49,7 @@ _KNOWN: tuple[tuple[str, str, ExitCode], ...] = (
     ("nav.ablation.tumour", "TumourError", ExitCode.INPUT),
     ("nav.ablation.mask_surface", "MaskSurfaceError", ExitCode.INPUT),
     ("nav.guidance.compute", "PlanError", ExitCode.INPUT),
+    ("nav.planning.grid", "PlanningError", ExitCode.INPUT),
     ("nav.runtime.recording", "RecordingError", ExitCode.INPUT),
     ("nav.runtime.recorder", "RecorderError", ExitCode.FAILED),
     ("nav.runtime.warmup", "WarmUpError", ExitCode.ENVIRONMENT),

@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "room": "Start the simulated procedure room on its own.",
     "record": "Record the streams of a room without guiding.",
     "replay": "Play a recording through the same program again.",
+    "plan": "Access paths to a tumour, and the placement of ablations.",
     "register": "Register from files: landmarks, two images.",
     "transform-points": "Take points through a transform.",
     "resample": "Resample an image onto the grid of another one.",
