@@ -322,5 +322,5 @@ def place_shape(
 ) -> NeedleZone:
     """A computed shape on the needle; costs nothing, so it is done at every pose."""
     heating = _heating(applicator)
-    basis = f"computed for {tissue.name}; device fitted to {heating.fitted_to}"
+    basis = f"computed for {tissue.name}; device fitted to {heating.fitted_to}, tissue {heating.tissue}"
     return NeedleZone(ras_from_tip, shape, applicator.name, power_w, time_s, tissue.name, basis)

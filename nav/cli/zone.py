@@ -91,7 +91,14 @@ def zone(
         "tier": tier, "threads": used,
     }  # fmt: skip
     inner = outer = None
+    warnings: list[str] = []
     if tier > 0:
+        fitted = device.heating
+        if fitted is not None and load_tissue(fitted.tissue).name != material.name:
+            warnings.append(
+                f"{device.name} was fitted to zones in tissue {fitted.tissue!r}: how well that carries over to "
+                f"{material.name!r} is not known, and not in the band"
+            )
         prepare((*axisymmetric.KERNELS, *margin.KERNELS, *(bioheat.KERNELS if tier == 2 else ())), steps)
     begin = time.perf_counter()
     placed: Zone
@@ -134,6 +141,7 @@ def zone(
             for name, other in (("inner", inner), ("outer", outer)):
                 files[name] = _beside(out, name)
                 write_volume(files[name], _mask(other, grid))
+    report["warnings"] = warnings
     report["out"] = {what: str(path) for what, path in files.items()}
     if as_json:
         print(json.dumps(report, indent=2, default=float))
@@ -146,6 +154,8 @@ def zone(
         print(f"  band: {low['short_mm']:.1f} to {high['short_mm']:.1f} mm across, {low['volume_ml']:.1f} to "
               f"{high['volume_ml']:.1f} ml")  # fmt: skip
     print(f"  {report['basis']}")
+    for warning in warnings:
+        print(f"  warning: {warning}")
     print(f"wrote {', '.join(str(p) for p in files.values())}")
 
 

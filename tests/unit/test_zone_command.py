@@ -65,6 +65,14 @@ def test_every_tier_writes_the_zone_it_tells_of(tmp_path: Path, capsys: pytest.C
     assert float(str(cooled["volume_ml"])) < 0.9 * float(str(reports[2]["volume_ml"]))
 
 
+def test_a_device_fitted_in_another_tissue_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--applicator", "acculis", "--power", "60", "--time", "120", "--out", str(tmp_path / "z.nrrd")]
+    assert run(capsys, *given, "--tissue", "liver_ex_vivo")["warnings"] == []
+    warnings = run(capsys, *given, "--tissue", "liver")["warnings"]
+    assert isinstance(warnings, list)
+    assert "liver_ex_vivo" in warnings[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words", "code"),
     [
