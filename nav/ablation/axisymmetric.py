@@ -89,14 +89,7 @@ def heat_needle(
         Times that do not ascend from above 0.
     """
     times = np.asarray(times_s, dtype=np.float64)
-    if (
-        times.ndim != 1
-        or len(times) == 0
-        or not np.isfinite(times).all()
-        or times[0] <= 0.0
-        or (np.diff(times) <= 0).any()
-    ):
-        raise ValueError(f"times must ascend from above 0 s, got {list(times_s)}")
+    check_times(times)
     shape = (grid.rows, grid.columns)
     if source_w_per_mm3.shape != shape:
         raise ValueError(f"source has shape {source_w_per_mm3.shape}, the grid {shape}")

@@ -15,27 +15,27 @@ __all__ = ["KERNELS", "march"]
 
 
 @njit(nogil=True, cache=True)
+def _sum(h, c, start, slope):  # type: ignore[no-untyped-def]
+    """Straight pieces over enthalpy, K: ``c[start]`` and the four slopes from ``c[slope]`` (`StateCurve.constants`)."""
+    return (
+        c[start]
+        + c[slope] * min(h, c[2])
+        + c[slope + 1] * min(max(h - c[2], 0.0), c[5])
+        + c[slope + 2] * min(max(h - c[3], 0.0), c[6])
+        + c[slope + 3] * max(h - c[4], 0.0)
+    )
+
+
+@njit(nogil=True, cache=True)
 def _t_of(h, c):  # type: ignore[no-untyped-def]
     """Temperature above the reference, K."""
-    return (
-        c[0]
-        + c[7] * min(h, c[2])
-        + c[8] * min(max(h - c[2], 0.0), c[5])
-        + c[9] * min(max(h - c[3], 0.0), c[6])
-        + c[10] * max(h - c[4], 0.0)
-    )
+    return _sum(h, c, 0, 7)
 
 
 @njit(nogil=True, cache=True)
 def _u_of(h, c):  # type: ignore[no-untyped-def]
     """Conduction potential, K."""
-    return (
-        c[1]
-        + c[11] * min(h, c[2])
-        + c[12] * min(max(h - c[2], 0.0), c[5])
-        + c[13] * min(max(h - c[3], 0.0), c[6])
-        + c[14] * max(h - c[4], 0.0)
-    )
+    return _sum(h, c, 1, 11)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

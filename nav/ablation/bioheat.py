@@ -21,6 +21,7 @@ from nav.ablation.axisymmetric import STEP_SHARE, check_times, death_constants
 from nav.ablation.bioheat_kernels import KERNELS, lay_source, step
 from nav.ablation.sources import NeedleGrid
 from nav.ablation.thermal import KELVIN, Material
+from nav.geometry.directions import axes_along
 
 __all__ = ["KERNELS", "BoxGrid", "BoxHeat", "Burst", "Cells", "heat_box", "needle_source"]
 
@@ -161,9 +162,7 @@ def needle_source(grid: BoxGrid, needle: NeedleGrid, table: Array, tip_mm: Array
 def _share_inside(grid: BoxGrid, needle: NeedleGrid, table: Array, tip_mm: Array, axis: Array) -> float:
     """Share of a table's power inside a box, by points on 16 directions around the needle."""
     tip, along = np.asarray(tip_mm, dtype=np.float64), np.asarray(axis, dtype=np.float64)
-    one = np.cross(along, np.eye(3)[int(np.argmin(np.abs(along)))])
-    one /= np.linalg.norm(one)
-    two = np.cross(along, one)
+    one, two, _ = axes_along(along).T
     low = np.asarray(grid.origin_mm) - 0.5 * grid.spacing_mm
     high = low + np.asarray(grid.shape[::-1]) * grid.spacing_mm
     power = table * needle.volumes_mm3

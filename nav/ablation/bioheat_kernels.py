@@ -20,29 +20,28 @@ __all__ = ["KERNELS", "lay_source", "step"]
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _t_of(h, c):  # type: ignore[no-untyped-def]
-    """Temperature above the reference, K."""
+def _sum(h, c, start, slope):  # type: ignore[no-untyped-def]
+    """Straight pieces over enthalpy, K: ``c[start]`` and the four slopes from ``c[slope]`` (`StateCurve.constants`)."""
     zero = np.float32(0.0)
     return (
-        c[0]
-        + c[7] * min(h, c[2])
-        + c[8] * min(max(h - c[2], zero), c[5])
-        + c[9] * min(max(h - c[3], zero), c[6])
-        + c[10] * max(h - c[4], zero)
+        c[start]
+        + c[slope] * min(h, c[2])
+        + c[slope + 1] * min(max(h - c[2], zero), c[5])
+        + c[slope + 2] * min(max(h - c[3], zero), c[6])
+        + c[slope + 3] * max(h - c[4], zero)
     )
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _t_of(h, c):  # type: ignore[no-untyped-def]
+    """Temperature above the reference, K."""
+    return _sum(h, c, 0, 7)
 
 
 @njit(nogil=True, cache=True, inline="always")
 def _u_of(h, c):  # type: ignore[no-untyped-def]
     """Conduction potential, K."""
-    zero = np.float32(0.0)
-    return (
-        c[1]
-        + c[11] * min(h, c[2])
-        + c[12] * min(max(h - c[2], zero), c[5])
-        + c[13] * min(max(h - c[3], zero), c[6])
-        + c[14] * max(h - c[4], zero)
-    )
+    return _sum(h, c, 1, 11)
 
 
 @njit(nogil=True, cache=True, parallel=True, error_model="numpy", fastmath={"nsz"})

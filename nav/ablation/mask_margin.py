@@ -21,7 +21,7 @@ from scipy.special import ndtr
 
 from nav.ablation.margin import surface_margins_mm
 from nav.ablation.mask_surface import MaskSurface
-from nav.ablation.zone import EllipsoidZone, MarginResult
+from nav.ablation.zone import MarginResult, Zone
 
 __all__ = ["CAPSULE_MM", "WANTED_MM", "CoverageShell", "MarginMap", "MarginShares", "measure_margin", "share_below"]
 
@@ -133,7 +133,7 @@ def _shares(vertices: Array, faces: Faces, margins: Array) -> MarginShares:
 
 def measure_margin(
     tumour: MaskSurface,
-    ablation: MaskSurface | EllipsoidZone,
+    ablation: MaskSurface | Zone,
     *,
     organ: MaskSurface | None = None,
     moved: Mapping | None = None,
@@ -148,7 +148,7 @@ def measure_margin(
     ----------
     tumour : MaskSurface
         In its own space.
-    ablation : MaskSurface or EllipsoidZone
+    ablation : MaskSurface or Zone
     organ : MaskSurface, optional
         In the tumour's space (`nav.ablation.mask_surface.border_near`).
     moved, back : callable, optional
@@ -206,23 +206,23 @@ def measure_margin(
     )  # fmt: skip
 
 
-def _margins(ablation: MaskSurface | EllipsoidZone, points: Array) -> Array:
-    if isinstance(ablation, EllipsoidZone):
-        return surface_margins_mm(points, ablation)
-    return -ablation.signed_distance_mm(points)
+def _margins(ablation: MaskSurface | Zone, points: Array) -> Array:
+    if isinstance(ablation, MaskSurface):
+        return -ablation.signed_distance_mm(points)
+    return surface_margins_mm(points, ablation)
 
 
-def _inside(ablation: MaskSurface | EllipsoidZone, points: Array) -> NDArray[np.bool_]:
-    if isinstance(ablation, EllipsoidZone):
-        return surface_margins_mm(points, ablation) >= 0.0
-    return ablation.contains(points)
+def _inside(ablation: MaskSurface | Zone, points: Array) -> NDArray[np.bool_]:
+    if isinstance(ablation, MaskSurface):
+        return ablation.contains(points)
+    return surface_margins_mm(points, ablation) >= 0.0
 
 
 def _area(vertices: Array, faces: Faces) -> float:
     return share_below(vertices, faces, np.zeros(len(vertices)), 1.0) if len(faces) else 0.0
 
 
-def _direction(ablation: MaskSurface | EllipsoidZone, point: Array) -> Array:
+def _direction(ablation: MaskSurface | Zone, point: Array) -> Array:
     """Unit direction in which a shift of the point changes its margin fastest: differences over half a millimetre."""
     steps = 0.5 * np.vstack([np.eye(3), -np.eye(3)])
     at = _margins(ablation, point + steps)
@@ -249,7 +249,7 @@ def _variance(axes: Array, normal: Array) -> float:
 def _histogram(
     tumour: MaskSurface,
     vertices: Array,
-    ablation: MaskSurface | EllipsoidZone,
+    ablation: MaskSurface | Zone,
     organ: MaskSurface | None,
     home: Mapping,
     wanted_mm: float,
@@ -297,7 +297,7 @@ def _with_vertices(surface: MaskSurface, vertices: Array) -> MaskSurface:
 
 def _warnings(
     tumour: MaskSurface,
-    ablation: MaskSurface | EllipsoidZone,
+    ablation: MaskSurface | Zone,
     organ: MaskSurface | None,
     margins: Array,
     covered: float,

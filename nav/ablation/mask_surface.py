@@ -274,13 +274,8 @@ def _straightened(mask: Volume) -> Volume:
     counts = np.ceil((high - low) / pitch).astype(int) + 1
     affine = np.diag([pitch, pitch, pitch, 1.0])
     affine[:3, 3] = low
-    k, j, i = np.indices(counts[::-1])
-    points = np.stack([i, j, k], axis=-1).reshape(-1, 3) * pitch + low
-    back = np.rint(mask.to_index(points)).astype(int)
-    ok = ((back >= 0) & (back < np.array(mask.size))).all(axis=1)
-    out = np.zeros(len(points), np.uint8)
-    out[ok] = np.asarray(mask.array)[back[ok, 2], back[ok, 1], back[ok, 0]] > 0
-    return Volume.of(out.reshape(counts[::-1]), affine)
+    grid = Volume.of(np.zeros(counts[::-1], np.uint8), affine)
+    return Volume.of(mask.holds(grid.voxels_ras()).reshape(counts[::-1]).astype(np.uint8), affine)
 
 
 def _surface_field(

@@ -22,6 +22,7 @@ from nav.ablation.needle_zone import NeedleShape, shape_of_damage, shape_of_dist
 from nav.ablation.sources import NeedleGrid, line_source
 from nav.ablation.thermal import Material, Tissue
 from nav.ablation.zone import BoxZone, NeedleZone
+from nav.geometry.directions import axes_along
 from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
 
@@ -263,25 +264,14 @@ def predict_box(
     cells = Cells()
     if vessels is not None:
         held = np.full(grid.shape, np.nan, np.float32)
-        held[wide_vessels(_inside(vessels, grid, ras_from_index), cell_mm)] = tissue.blood_c
+        inside = vessels.holds(Volume.of(held, ras_from_index).voxels_ras()).reshape(grid.shape)
+        held[wide_vessels(inside, cell_mm)] = tissue.blood_c
         cells = Cells(held_c=held)
     scale = float(np.mean([_heating(one.applicator).perfusion_scale for one in applied]))
     heat = heat_box(grid, Material.heated(tissue, scale), bursts, [end], cells=cells, progress=progress)
     level = np.log(np.maximum(heat.damage[0], np.float32(1e-12)))
     basis = "; ".join(f"{one.applicator.name} {one.power_w:g} W {one.time_s:g} s" for one in applied)
     return box_zone(Volume.of(level, ras_from_index), placed[0][3], tissue.name, basis)
-
-
-def _inside(mask: Volume, grid: BoxGrid, ras_from_index: Array) -> NDArray[np.bool_]:
-    """Which cells of a box have their centre in a mask of another grid."""
-    k, j, i = np.indices(grid.shape)
-    ras = np.stack([i, j, k], axis=-1).reshape(-1, 3) * grid.spacing_mm + ras_from_index[:3, 3]
-    at = np.rint(mask.to_index(ras)).astype(np.int64)[:, ::-1]
-    shape = np.array(mask.array.shape)
-    within = ((at >= 0) & (at < shape)).all(axis=1)
-    out = np.zeros(len(ras), np.bool_)
-    out[within] = np.asarray(mask.array)[tuple(at[within].T)] > 0
-    return out.reshape(grid.shape)
 
 
 def box_zone(level: Volume, axis: Array, tissue: str, basis: str) -> BoxZone:
@@ -305,9 +295,7 @@ def box_zone(level: Volume, axis: Array, tissue: str, basis: str) -> BoxZone:
     ras = np.ascontiguousarray(level.to_ras(points))
     volume = abs(float(np.einsum("ij,ij->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2])))) / 6.0
     along = ras @ axis
-    one = np.cross(axis, np.eye(3)[int(np.argmin(np.abs(axis)))])
-    one /= np.linalg.norm(one)
-    two = np.cross(axis, one)
+    one, two, _ = axes_along(axis).T
     angles = np.arange(36) * (np.pi / 36)
     across = ras @ (np.cos(angles)[:, None] * one + np.sin(angles)[:, None] * two).T
     ras.setflags(write=False)

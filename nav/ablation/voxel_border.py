@@ -49,19 +49,9 @@ def _border(mask: Volume, what: str) -> Array:
     return mask.to_ras((edge + [s.start for s in boxes[0]])[:, ::-1])
 
 
-def _holds(mask: Volume, points: Array) -> NDArray[np.bool_]:
-    """Whether the nearest voxel is set; none is beyond the image."""
-    index = np.rint(mask.to_index(points)).astype(np.int64)
-    ok = ((index >= 0) & (index < np.array(mask.size))).all(axis=1)
-    out = np.zeros(len(points), bool)
-    i, j, k = index[ok].T
-    out[ok] = np.asarray(mask.array)[k, j, i] > 0
-    return out
-
-
 def _signed(points: Array, mask: Volume, border: Array) -> Array:
     away = cKDTree(border).query(points)[0]
-    return np.asarray(np.where(_holds(mask, points), away, -away))
+    return np.asarray(np.where(mask.holds(points), away, -away))
 
 
 def _counted(margins: Array) -> MarginShares:

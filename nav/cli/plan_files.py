@@ -16,14 +16,14 @@ import cv2
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from nav.ablation import margin as margin_kernels
 from nav.ablation.applicators import load_applicator
 from nav.ablation.tumour import TumourModel
 from nav.cli.errors import CommandError, ExitCode
 from nav.cli.progress import Steps
-from nav.config.load import ConfigError
+from nav.cli.registration_files import prepare
+from nav.config.load import validated
 from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
 from nav.imaging import reslice
@@ -207,12 +207,7 @@ def _settings(request: PlanRequest) -> PlanSettings:
     ):
         if number is not None:
             data[part][key] = number
-    try:
-        return PlanSettings.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(
-            "plan options", [".".join(str(p) for p in e["loc"]) + f": {e['msg']}" for e in error.errors()]
-        ) from None
+    return validated(data, PlanSettings, "plan options")
 
 
 def run_plan(request: PlanRequest, *, as_json: bool) -> None:
@@ -259,9 +254,7 @@ def run_plan(request: PlanRequest, *, as_json: bool) -> None:
         from_below_deg=settings.limits.from_below_deg,
         pose_angle_deg=settings.limits.pose_angle_deg,
     )
-    with steps.step("Preparing kernels"):
-        for kernel in (*kernels.KERNELS, *margin_kernels.KERNELS, *reslice.KERNELS):
-            kernel.compile()
+    prepare((*kernels.KERNELS, *margin_kernels.KERNELS, *reslice.KERNELS), steps)
     started = time.perf_counter()
     with steps.step("Finding paths") as update:
         paths = find_paths(ct or organ[0], target, organ, avoid, entries, zones, limits, settings, model, update)

@@ -174,6 +174,7 @@ def _pose(tip: str, entry: str) -> Rigid:
     import numpy as np
 
     from nav.cli.run import parse_point
+    from nav.geometry.directions import axes_along
     from nav.geometry.rigid import Rigid
 
     if bool(tip) != bool(entry):
@@ -184,10 +185,7 @@ def _pose(tip: str, entry: str) -> Rigid:
         length = float(np.linalg.norm(at - back))
         if not length > 1.0:
             raise CommandError(f"--entry lies {length:g} mm from --tip: at least 1 mm is needed", ExitCode.USAGE)
-        z = (at - back) / length
-        x = np.cross(np.eye(3)[int(np.argmin(np.abs(z)))], z)
-        x /= np.linalg.norm(x)
-        matrix[:3, :3] = np.stack([x, np.cross(z, x), z], axis=1)
+        matrix[:3, :3] = axes_along((at - back) / length)
         matrix[:3, 3] = at
     return Rigid.from_matrix(matrix, RAS_FROM_TIP)
 
@@ -232,7 +230,5 @@ def _mask(zone: Zone, grid: Volume) -> Volume:
     from nav.ablation.margin import surface_margins_mm
     from nav.geometry.volume import Volume
 
-    k, j, i = np.indices(grid.array.shape)
-    points = grid.to_ras(np.stack([i, j, k], axis=-1).reshape(-1, 3).astype(np.float64))
-    inside = surface_margins_mm(points, zone) >= 0.0
+    inside = surface_margins_mm(grid.voxels_ras(), zone) >= 0.0
     return Volume.of(inside.reshape(grid.array.shape).astype(np.uint8), grid.ras_from_index)

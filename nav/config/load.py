@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-__all__ = ["ConfigError", "config_sha256", "load_toml", "parse_toml", "shipped_config"]
+__all__ = ["ConfigError", "config_sha256", "load_toml", "parse_toml", "shipped_config", "validated"]
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -35,6 +35,16 @@ def parse_toml(text: str, model: type[ModelT], where: str) -> ModelT:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(where, [f"not valid TOML: {error}"]) from None
+    return validated(data, model, where)
+
+
+def validated(data: dict[str, Any], model: type[ModelT], where: str) -> ModelT:
+    """``data`` as a ``model``; ``where`` names it in errors.
+
+    Raises
+    ------
+    ConfigError
+    """
     try:
         return model.model_validate(data)
     except ValidationError as error:

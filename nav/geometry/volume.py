@@ -101,6 +101,15 @@ class Volume:
         inv = self.index_from_ras
         return np.asarray(ras, dtype=np.float64) @ inv[:3, :3].T + inv[:3, 3]
 
+    def holds(self, ras: ArrayLike) -> NDArray[np.bool_]:
+        """(n,) whether the voxels nearest to (n, 3) RAS mm points are above 0; beyond the grid none is."""
+        index = np.rint(self.to_index(np.atleast_2d(np.asarray(ras, dtype=np.float64)))).astype(np.int64)
+        within = ((index >= 0) & (index < np.array(self.size))).all(axis=1)
+        out = np.zeros(len(index), np.bool_)
+        i, j, k = index[within].T
+        out[within] = np.asarray(self.array)[k, j, i] > 0
+        return out
+
     def centre_ras(self) -> NDArray[np.float64]:
         """RAS mm of the middle of the grid."""
         return self.to_ras((np.array(self.size) - 1) / 2.0)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from nav.geometry.volume import Volume
-from nav.planning.grid import Grid, PlanningError, nearest_voxels
+from nav.planning.grid import Grid, PlanningError
 
 __all__ = ["Anatomy", "Avoid", "build_anatomy", "skin_points", "without_thin_parts"]
 
@@ -259,7 +259,7 @@ def _share_in_organ(target: Volume, organ: Sequence[Volume]) -> float:
     points = target.to_ras(index[:: max(1, len(index) // 20_000)])
     inside = np.zeros(len(points), bool)
     for part in organ:
-        inside |= nearest_voxels(part, points)
+        inside |= part.holds(points)
     return float(inside.mean())
 
 
@@ -271,7 +271,7 @@ def _carved(mask: Volume, target: Volume) -> tuple[Volume, float]:
     points = mask.to_ras(index[:, ::-1])
     room = mask.spacing_mm.max()
     close = np.flatnonzero(((points >= low - room) & (points <= high + room)).all(axis=1))
-    inside = close[nearest_voxels(target, points[close])] if close.size else close
+    inside = close[target.holds(points[close])] if close.size else close
     if not inside.size:
         return mask, 0.0
     array = filled.astype(np.uint8)
@@ -303,7 +303,7 @@ def _by_middle(grid: Grid, mask: Volume) -> Bools:
     out = np.zeros(grid.shape, bool)
     cells, _ = grid.mark(mask)
     index = np.argwhere(cells)
-    out[tuple(index[nearest_voxels(mask, grid.centres_ras(cells))].T)] = True
+    out[tuple(index[mask.holds(grid.centres_ras(cells))].T)] = True
     return out
 
 

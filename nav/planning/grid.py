@@ -12,7 +12,7 @@ from nav.geometry.volume import Volume
 from nav.planning import kernels
 from nav.planning.kernels import FARTHEST_MM, STEP_MM
 
-__all__ = ["Grid", "PlanningError", "nearest_voxels"]
+__all__ = ["Grid", "PlanningError"]
 
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -226,14 +226,3 @@ class Grid:
 
         knee = min(distance_mm, 2.0 * half + bend / half)
         return max(distance_mm + error(distance_mm), knee + error(knee))
-
-
-def nearest_voxels(mask: Volume, points_ras: ArrayLike) -> Bools:
-    """(n,) whether RAS points lie in voxels of ``mask`` above 0; outside its grid they do not."""
-    points = np.atleast_2d(np.asarray(points_ras, np.float64))
-    index = np.rint(mask.to_index(points)).astype(int)
-    inside = ((index >= 0) & (index < np.array(mask.size))).all(axis=1)
-    out = np.zeros(len(points), bool)
-    at = index[inside]
-    out[inside] = np.asarray(mask.array)[at[:, 2], at[:, 1], at[:, 0]] > 0
-    return out

@@ -62,6 +62,14 @@ class Placements:
             out[n] = self.zones[z].contains(*in_tip_frame(points_ras, self.tips_ras[n], self.directions_ras[n]))
         return out
 
+    def together(self, points_ras: Array) -> Bools:
+        """(n,) which points the union covers, one ablation after the other."""
+        return inside_any(points_ras, self.zone_list(), self.tips_ras, self.directions_ras)
+
+    def share_of(self, points_ras: Array) -> float:
+        """Share of the points that the union covers; 0 without placements or points."""
+        return float(self.together(points_ras).mean()) if len(self.zone) and len(points_ras) else 0.0
+
 
 def place_all(
     zones: tuple[TipZone, ...],
@@ -81,7 +89,7 @@ def place_all(
     healthy_points_ras : (h, 3) regular samples of organ that is not target, each standing for ``ml_per_point``
     """
     n = len(middles_ras)
-    radius = max(z.radius_mm + 0.0 for z in zones)
+    radius = max(z.radius_mm for z in zones)
     healthy = np.empty((n, len(zones)))
     for m in range(n):
         if m % 64 == 0:
@@ -206,12 +214,12 @@ def choose_cover(
     # One that does, the least harmful first; the sample says which are worth a full look.
     likely = np.flatnonzero(covers.mean(axis=1) >= wanted - 0.01)
     for one in likely[np.argsort(healthy[likely], kind="stable")]:
-        share = _share(placements.take(np.array([one])), points_ras)
+        share = placements.take(np.array([one])).share_of(points_ras)
         if share >= wanted:
             return Cover(np.array([one]), share, reachable, "enumeration", 1, float(healthy[one]), 1, 0.0, False)
     greedy = _greedy(covers, healthy, math.ceil(aim * covers.shape[1]), most_applicators)
     best = np.array(greedy, np.intp)
-    best_share = _share(placements.take(best), points_ras)
+    best_share = placements.take(best).share_of(points_ras)
     greedy_ml = float(healthy[best].sum())
     method, bound, gap, late = "greedy", None, None, False
     greedy_count = len(greedy)
@@ -234,12 +242,7 @@ def choose_cover(
         if found.chosen is None:
             break
         chosen = columns[found.chosen]
-        covered = inside_any(
-            points_ras,
-            placements.take(chosen).zone_list(),
-            placements.tips_ras[chosen],
-            placements.directions_ras[chosen],
-        )
+        covered = placements.take(chosen).together(points_ras)
         share = float(covered.mean())
         fewer = len(chosen) < len(best) or (
             len(chosen) == len(best) and healthy[chosen].sum() < healthy[best].sum() - 1e-9
@@ -253,12 +256,6 @@ def choose_cover(
         covers = np.concatenate([covers, placements.covering(missing)], axis=1)
         points = np.concatenate([points, missing])
     return Cover(best, best_share, reachable, method, greedy_count, greedy_ml, bound, gap, late)
-
-
-def _share(chosen: Placements, points_ras: Array) -> float:
-    if not len(chosen.zone):
-        return 0.0
-    return float(inside_any(points_ras, chosen.zone_list(), chosen.tips_ras, chosen.directions_ras).mean())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,12 +13,12 @@ from nav.ablation.tumour import TumourModel
 from nav.ablation.zone import EllipsoidZone
 from nav.geometry.volume import Volume
 from nav.planning.anatomy import Anatomy, Avoid, build_anatomy
-from nav.planning.grid import PlanningError, nearest_voxels
+from nav.planning.grid import PlanningError
 from nav.planning.paths import PathChecks, PathLimits, check_paths, obstacle_distances_mm
 from nav.planning.placement import Cover, Placements, choose_cover, place_all, sample_errors
 from nav.planning.ranking import pareto, rate, score, spread_out
 from nav.planning.settings import PlanSettings
-from nav.planning.zones import ChartZone, inside_any
+from nav.planning.zones import ChartZone
 
 __all__ = ["AccessPaths", "Entries", "Placed", "aim_points", "ellipsoids", "find_paths", "place", "target_points"]
 
@@ -197,7 +197,7 @@ def find_paths(
     progress(0.7, f"rating {len(feasible)} paths")
     good = checks.take(feasible)
     distances = obstacle_distances_mm(anatomy, good.entries_ras, good.tips_ras)
-    inside = model.volume_points[nearest_voxels(anatomy.organ_volume, model.volume_points)]
+    inside = model.volume_points[anatomy.organ_volume.holds(model.volume_points)]
     thin = np.random.default_rng(settings.robustness.seed).permutation(len(inside))[:_CRITERION_POINTS]
     criteria = rate(
         good, distances, points[:: max(1, len(points) // 5000)], inside[thin], largest, limits.needle_length_mm
@@ -227,7 +227,7 @@ def _outside_organ(entries: Entries, organ: Sequence[Volume], towards: Array) ->
         inside = np.zeros(len(points), bool)
         for ahead in (0.0, 2.0, 4.0):
             for part in organ:
-                inside |= nearest_voxels(part, points - ahead * back)
+                inside |= part.holds(points - ahead * back)
         if not inside.any():
             break
         points[inside] += 2.0 * back[inside]
@@ -331,14 +331,14 @@ def place(
     chosen = free.take(cover.chosen)
     final = checks.take(usable[cover.chosen])
     zone_list, count = chosen.zone_list(), len(cover.chosen)
-    coverage = _share(cover_points, chosen)
+    coverage = chosen.share_of(cover_points)
     reason = ""
     if coverage < wanted:
         reason = _why(everything, checks, chosen, cover, cover_points, wanted, settings, len(paths.feasible))
     if not count:
         return Placed(chosen, final.entries_ras, final, cover, 0.0, 0.0, 0.0, float("nan"), None, None, None, reason)
     fine = _healthy(anatomy, target, chosen.tips_ras, 2.0 * max(z.radius_mm for z in zone_list) + 5.0, 1.0)
-    healthy = float(np.count_nonzero(inside_any(fine, zone_list, chosen.tips_ras, chosen.directions_ras))) / 1000.0
+    healthy = float(np.count_nonzero(chosen.together(fine))) / 1000.0
     progress(0.92, "sampling placement errors")
     margins = np.max([surface_margins_mm(model.surface_points, z) for z in ellipsoids(chosen)], axis=0)
     five = model if model.margin_mm == 5.0 else TumourModel.from_mask(target, margin_mm=5.0)
@@ -351,7 +351,7 @@ def place(
     covered = sample_errors(chosen, own, sigma, draws, seed)
     low, middle, high = (float(v) for v in np.percentile(shares, (5, 50, 95)))
     return Placed(
-        chosen, final.entries_ras, final, cover, coverage, _share(points, chosen), healthy, float(margins.min()),
+        chosen, final.entries_ras, final, cover, coverage, chosen.share_of(points), healthy, float(margins.min()),
         float((shares >= wanted).mean()), float((covered >= 1.0).mean()), (low, middle, high), reason,
     )  # fmt: skip
 
@@ -380,13 +380,7 @@ def ellipsoids(chosen: Placements) -> list[EllipsoidZone]:
 
 
 def _within(points: Array, anatomy: Anatomy) -> Array:
-    return points[nearest_voxels(anatomy.organ_volume, points)]
-
-
-def _share(points: Array, chosen: Placements) -> float:
-    if not len(chosen.zone) or not len(points):
-        return 0.0
-    return float(inside_any(points, chosen.zone_list(), chosen.tips_ras, chosen.directions_ras).mean())
+    return points[anatomy.organ_volume.holds(points)]
 
 
 def _picked(paths: AccessPaths) -> NDArray[np.intp]:
@@ -411,8 +405,8 @@ def _healthy(anatomy: Anatomy, target: Volume, around: Array, reach_mm: float, p
     low, high = around.min(axis=0) - reach_mm, around.max(axis=0) + reach_mm
     axes = [np.arange(a, b + pitch_mm, pitch_mm) for a, b in zip(low, high, strict=True)]
     points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-    points = points[nearest_voxels(anatomy.organ_volume, points)]
-    return points[~nearest_voxels(target, points)]
+    points = points[anatomy.organ_volume.holds(points)]
+    return points[~target.holds(points)]
 
 
 def _why(
@@ -422,14 +416,14 @@ def _why(
     """What keeps the rest uncovered."""
     if not feasible:
         return "no feasible path"
-    got = _share(points, chosen)
+    got = chosen.share_of(points)
     head = f"{100 * got:.1f} % of target + margin is covered, {100 * wanted:.1f} % is wanted: "
     if cover.reachable >= wanted:
         return head + (
             f"{len(chosen.zone)} ablations were found in the time given, at most"
             f" {settings.cover.most_applicators} are allowed; allow more, or a longer time limit"
         )
-    rest = points[~inside_any(points, chosen.zone_list(), chosen.tips_ras, chosen.directions_ras)]
+    rest = points[~chosen.together(points)]
     rest = rest[:: max(1, len(rest) // 100)]
     bad = np.flatnonzero(~checks.feasible)
     bad = bad[:: max(1, len(bad) // 3000)]

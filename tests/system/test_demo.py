@@ -66,8 +66,7 @@ def test_the_job_was_really_done(summary: dict[str, Any]) -> None:
     assert summary["truth"]["at_rest_tip_error_mm"]["p50"] < 1.5
     assert summary["truth"]["moving_tip_error_mm"]["p50"] < 3.0
     assert summary["streams"]["NeedleToTracker"]["rate_hz"] > 50.0
-    # About 280 on an idle computer; images are what a busy one lets go first.
-    assert summary["streams"]["ultrasound"]["received"] > 100
+    assert summary["streams"]["ultrasound"]["received"] > 200
 
 
 def test_screenshots_were_taken_in_every_phase(demo: Path) -> None:
