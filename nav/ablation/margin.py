@@ -22,7 +22,7 @@ from nav.ablation.tumour import TumourModel
 from nav.ablation.zone import EllipsoidZone, MarginResult, NeedleZone, Zone
 from nav.geometry.kernels import KernelSpec
 
-__all__ = ["KERNELS", "compute_margin", "point_margin_mm", "surface_margins_mm"]
+__all__ = ["KERNELS", "compute_margin", "point_margin_mm", "surface_margins_mm", "table_margins_mm"]
 
 Array = NDArray[np.float64]
 
@@ -184,6 +184,19 @@ def _readonly(array: ArrayLike) -> Array:
     return out
 
 
+def table_margins_mm(
+    points_ras: ArrayLike, tip_ras: ArrayLike, axis_ras: ArrayLike, distance_mm: ArrayLike, first_z_mm: float,
+    spacing_mm: float,
+) -> Array:  # fmt: skip
+    """(n,) distances in mm of (n, 3) RAS points, looked up in a table around a needle as `NeedleShape` has it."""
+    points = _readonly(points_ras)
+    out = np.empty(len(points))
+    _table_margins(
+        points, _readonly(tip_ras), _readonly(axis_ras), _readonly(distance_mm), first_z_mm, spacing_mm, out
+    )  # fmt: skip
+    return out
+
+
 def surface_margins_mm(points_ras: ArrayLike, zone: Zone) -> Array:
     """(n,) signed distance in mm of (n, 3) RAS points to the zone's surface, positive inside; -inf without a zone.
 
@@ -197,10 +210,9 @@ def surface_margins_mm(points_ras: ArrayLike, zone: Zone) -> Array:
         )
     elif isinstance(zone, NeedleZone):
         pose, grid = zone.ras_from_tip, zone.shape.grid
-        _table_margins(
-            points, _readonly(pose.translation), _readonly(pose.rotation[:, 2]), zone.shape.distance_mm,
-            grid.first_z_mm, grid.spacing_mm, out,
-        )  # fmt: skip
+        return table_margins_mm(
+            points, pose.translation, pose.rotation[:, 2], zone.shape.distance_mm, grid.first_z_mm, grid.spacing_mm
+        )
     elif len(zone.surface_ras) == 0:
         out[:] = -np.inf
     else:

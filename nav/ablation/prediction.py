@@ -65,11 +65,15 @@ class Band:
         Dead with 95 %; alive beyond with 95 %.
     sigma_mm : (rows, columns) float64
         1 sigma of the surface's position, across it.
+    modes_mm : (modes, rows, columns) float64, read-only
+        What the zone itself may do, the needle's pose left out: how far one sigma of each independent cause (length,
+        width, transition, perfusion, power) moves the surface outwards, everywhere at once.
     """
 
     inner: NeedleShape
     outer: NeedleShape
     sigma_mm: Array
+    modes_mm: Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,8 +175,10 @@ def predict_band(
     heating, grid = _heating(applicator), shape.grid
     z, r = grid.z_mm[:, None] - shape.centre_z_mm, grid.r_mm[None]
     along = z**2 / np.maximum(z**2 + r**2, 1e-9)
-    variance = along * (0.5 * heating.held_out.long_mm) ** 2 + (1.0 - along) * (0.5 * heating.held_out.short_mm) ** 2
-    variance = variance + TRANSITION_MM**2
+    modes = [
+        np.sqrt(along) * (0.5 * heating.held_out.long_mm), np.sqrt(1.0 - along) * (0.5 * heating.held_out.short_mm),
+        np.full(along.shape, TRANSITION_MM),
+    ]  # fmt: skip
     for name, sd in (("perfusion", tissue.perfusion_sd), ("energy", heating.efficiency_sd)):
         if sd > 0.0:
             two = [
@@ -180,9 +186,12 @@ def predict_band(
                 for sign in (-1.0, 1.0)
             ]
             if all(np.isfinite(t).all() for t in two):
-                variance = variance + (0.5 * (two[1] - two[0])) ** 2
+                modes.append(0.5 * (two[1] - two[0]))
             else:  # one of them killed nothing: half of the zone itself is in doubt
-                variance = variance + (0.25 * shape.short_mm) ** 2
+                modes.append(np.full(along.shape, 0.25 * shape.short_mm))
+    every = np.stack(modes)
+    every.setflags(write=False)
+    variance = (every**2).sum(axis=0)
     if pose_covariance is not None:
         # Across the surface: a shift by its normal, a turn by its arm. Averaged around the needle.
         c = np.asarray(pose_covariance, dtype=np.float64)
@@ -195,6 +204,7 @@ def predict_band(
         shape_of_distance(grid, shape.distance_mm - _Z95 * sigma),
         shape_of_distance(grid, shape.distance_mm + _Z95 * sigma),
         sigma,
+        every,
     )
 
 

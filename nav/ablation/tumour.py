@@ -19,7 +19,7 @@ from nav.ablation.mesh_kernels import _nearest_and_winding
 from nav.geometry.kernels import KernelSpec
 from nav.geometry.volume import Volume
 
-__all__ = ["KERNELS", "TumourError", "TumourModel"]
+__all__ = ["KERNELS", "TumourError", "TumourModel", "thinned"]
 
 Array = NDArray[np.float64]
 
@@ -106,8 +106,13 @@ class TumourModel:
         """
         n = np.asarray(direction, dtype=np.float64)
         voxel = float(np.sum((n @ self.voxel_axes_mm) ** 2)) / 12.0
+        return math.sqrt(voxel + self.patch_sigma_mm**2)
+
+    @property
+    def patch_sigma_mm(self) -> float:
+        """The part of `surface_sigma_mm` that is the patches' sagitta."""
         radius = (3000.0 * self.volume_ml / (4.0 * math.pi)) ** (1.0 / 3.0)
-        return math.sqrt(voxel + (self.covering_radius_mm**2 / (2.0 * radius)) ** 2)
+        return self.covering_radius_mm**2 / (2.0 * radius)
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         """Everything as arrays, for the recording; `from_arrays` gives a model with identical bits."""
@@ -226,18 +231,22 @@ def _spread(vertices: Array, faces: NDArray[np.int32]) -> tuple[Array, Array, fl
     areas = 0.5 * np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
     # Greedy thinning at distance r keeps about 0.7 / r² points per mm².
     r = math.sqrt(0.7 * float(areas.sum()) / _MAX_SURFACE_POINTS)
-    tree = cKDTree(vertices)
-    keep = np.ones(len(vertices), bool)
-    for i, near in enumerate(tree.query_ball_point(vertices, r)):
-        if keep[i]:
-            later = [n for n in near if n > i]
-            keep[later] = False
-    points = vertices[keep]
+    points = vertices[thinned(vertices, r)]
     chosen = cKDTree(points)
     middles = corners.mean(axis=1)
     reach, owner = chosen.query(np.vstack([vertices, middles]))
     weights = np.asarray(np.bincount(owner[len(vertices) :], areas, len(points)), dtype=np.float64)
     return points, weights, float(reach.max())
+
+
+def thinned(points: Array, distance_mm: float) -> NDArray[np.bool_]:
+    """Which of (n, 3) points stay when, one after the other, each takes away the later ones nearer than a distance."""
+    keep = np.ones(len(points), bool)
+    for i, near in enumerate(cKDTree(points).query_ball_point(points, distance_mm)):
+        if keep[i]:
+            later = [n for n in near if n > i]
+            keep[later] = False
+    return keep
 
 
 def _volume_samples(surface: MaskSurface, margin_mm: float) -> tuple[Array, float]:

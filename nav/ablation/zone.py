@@ -11,7 +11,7 @@ from nav.ablation.needle_zone import NeedleShape
 from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
 
-__all__ = ["BoxZone", "EllipsoidZone", "MarginResult", "NeedleZone", "Zone"]
+__all__ = ["BoxZone", "EllipsoidZone", "MarginChance", "MarginResult", "NeedleZone", "Zone"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,6 +98,35 @@ Zone = EllipsoidZone | NeedleZone | BoxZone
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class MarginChance:
+    """How likely the margin is 5 mm or more, as far as the errors are known.
+
+    Attributes
+    ----------
+    p_ge5 : float
+        That it is so everywhere on the tumour's surface.
+    p_ge5_worst : float
+        At the point that is the worst one now.
+    sigma_mm : float
+        1 sigma of the minimum margin.
+    at_least_mm : float
+        The minimum margin is larger than this with 95 %.
+    of_chart : bool
+        A chart's zone took part, of which only the pose and the tumour's surface are drawn: the chance that the margin
+        would be kept *if the chart were right*. Not a prediction.
+    basis : str
+        What was drawn.
+    """
+
+    p_ge5: float
+    p_ge5_worst: float
+    sigma_mm: float
+    at_least_mm: float
+    of_chart: bool
+    basis: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class MarginResult:
     """Tumour against zone.
 
@@ -110,10 +139,14 @@ class MarginResult:
     coverage : float
         Share of tumour + 5 mm inside the zone, 0 to 1.
     sigma_mm : float
-        1 sigma of ``min_margin_mm`` from the tip uncertainty and the sampling of the surface.
+        1 sigma of ``min_margin_mm``: to first order, from the tip uncertainty and the sampling of the surface; with
+        ``chance``, that one's.
+    chance : MarginChance, optional
+        Of `nav.ablation.margin_chance`.
     """
 
     min_margin_mm: float
     worst_point_ras: NDArray[np.float64]
     coverage: float
     sigma_mm: float
+    chance: MarginChance | None = None
