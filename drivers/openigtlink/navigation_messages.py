@@ -7,7 +7,6 @@ without a pose, a zone that is withheld an empty surface, a margin null.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,12 @@ from numpy.typing import NDArray
 
 from drivers.openigtlink.contents import TrackedTool
 from drivers.openigtlink.wire import DEVICE_NAME_BYTES, EncodeError
-from nav.ablation.zone import EllipsoidZone
+from nav.ablation.zone import Zone
+from nav.ablation.zone_surface import zone_map, zone_mesh
 from nav.config.room import RoomConfig
 from nav.geometry.frames import TransformName
 from nav.geometry.poses import PoseStatus
 from nav.guidance.numbers import GateReason, GateState, GateVerdict
-from nav.imaging.surfaces import sphere_mesh
 from nav.runtime.jsonio import compact_json
 from nav.runtime.snapshot import NavigationSnapshot, ToolState
 
@@ -34,11 +33,8 @@ __all__ = [
     "zone_surface",
 ]
 
-#: Halvings of the octahedron that the zone's surface is made of: 512 triangles; the surface lies inside the true
-#: ellipsoid by at most 0.5 % of its half axes.
-ZONE_SUBDIVISIONS = 3
-#: Voxel of the zone's label map, mm, and empty voxels around it.
-ZONE_VOXEL_MM, ZONE_BORDER = 1.0, 2
+#: Voxel of the zone's label map, and what is empty around it, mm.
+ZONE_VOXEL_MM, ZONE_BORDER_MM = 1.0, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +90,7 @@ def blanked(snapshot: NavigationSnapshot, code: str, text: str) -> NavigationSna
         needle=needle,
         tools=tools,
         guidance=None,
-        zone=None,
+        placed=None,
         margin=None,
         uncertainty=None,
         gate=GateVerdict(GateState.BLANK, (reason, *snapshot.gate.reasons)),
@@ -123,30 +119,15 @@ def visible_tools(snapshot: NavigationSnapshot, names: PublishedNames) -> tuple[
     )
 
 
-@cache
-def _unit_sphere() -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-    mesh = sphere_mesh(np.zeros(3), 1.0, ZONE_SUBDIVISIONS)
-    return mesh.vertices, mesh.triangles
-
-
-def _axes(zone: EllipsoidZone) -> NDArray[np.float64]:
-    """(3, 3) columns: the half axes, mm; the third along the needle. Right-handed."""
-    along = zone.axis_ras / np.linalg.norm(zone.axis_ras)
-    across = np.cross(along, np.eye(3)[int(np.argmin(np.abs(along)))])
-    across /= np.linalg.norm(across)
-    third = np.cross(along, across)
-    return np.column_stack([across * zone.semi_short_mm, third * zone.semi_short_mm, along * zone.semi_long_mm])
-
-
-def zone_surface(zone: EllipsoidZone | None) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+def zone_surface(zone: Zone | None) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
     """(n, 3) vertices, RAS mm, and (m, 3) triangles, counter-clockwise from outside; both empty without a zone."""
     if zone is None:
         return np.zeros((0, 3)), np.zeros((0, 3), np.int32)
-    vertices, triangles = _unit_sphere()
-    return vertices @ _axes(zone).T + zone.centre_ras, triangles
+    mesh = zone_mesh(zone)
+    return mesh.vertices, mesh.triangles
 
 
-def zone_image(zone: EllipsoidZone) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+def zone_image(zone: Zone) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     """Label map of the zone.
 
     Returns
@@ -156,19 +137,10 @@ def zone_image(zone: EllipsoidZone) -> tuple[NDArray[np.uint8], NDArray[np.float
     ras_from_index : (4, 4)
         Takes (i, j, k, 1) at voxel centres to RAS mm; axes along R, A, S.
     """
-    axes = _axes(zone)
-    half = np.linalg.norm(axes, axis=1)  # extent of an ellipsoid along R, A, S
-    low = np.floor((zone.centre_ras - half) / ZONE_VOXEL_MM).astype(int) - ZONE_BORDER
-    high = np.ceil((zone.centre_ras + half) / ZONE_VOXEL_MM).astype(int) + ZONE_BORDER
-    r, a, s = ((np.arange(low[n], high[n] + 1)) * ZONE_VOXEL_MM - zone.centre_ras[n] for n in range(3))
-    inverse = np.linalg.inv(axes)
-    u, v, w = (
-        inverse[n, 0] * r[None, None, :] + inverse[n, 1] * a[None, :, None] + inverse[n, 2] * s[:, None, None]
-        for n in range(3)
-    )
-    matrix = np.diag([ZONE_VOXEL_MM, ZONE_VOXEL_MM, ZONE_VOXEL_MM, 1.0])
-    matrix[:3, 3] = low * ZONE_VOXEL_MM
-    return np.asarray(u * u + v * v + w * w <= 1.0, dtype=np.uint8), matrix
+    if len(zone_mesh(zone).vertices) == 0:
+        return np.zeros((1, 1, 1), np.uint8), np.eye(4)
+    (volume,) = zone_map([zone], ZONE_VOXEL_MM, ZONE_BORDER_MM)
+    return volume.array.astype(np.uint8), volume.ras_from_index
 
 
 def margin_text(snapshot: NavigationSnapshot, acquired_utc_ns: int | None) -> str:
@@ -177,7 +149,7 @@ def margin_text(snapshot: NavigationSnapshot, acquired_utc_ns: int | None) -> st
     Keys and units: ``docs/publishing.md``.
     """
     guidance, margin, zone, uncertainty = snapshot.guidance, snapshot.margin, snapshot.zone, snapshot.uncertainty
-    registration = snapshot.registration
+    registration, setting = snapshot.registration, snapshot.setting
     data: dict[str, Any] = {
         "gate": snapshot.gate.state.name,
         "reasons": [{"code": r.code, "level": r.level.name, "text": r.text} for r in snapshot.gate.reasons],
@@ -188,6 +160,7 @@ def margin_text(snapshot: NavigationSnapshot, acquired_utc_ns: int | None) -> st
             "min_margin_mm": margin.min_margin_mm,
             "sigma_mm": margin.sigma_mm,
             "coverage": margin.coverage,
+            "p_ge5": None if margin.chance is None else margin.chance.p_ge5,
             "worst_point_ras_mm": margin.worst_point_ras.tolist(),
         },
         "tip": None
@@ -208,13 +181,14 @@ def margin_text(snapshot: NavigationSnapshot, acquired_utc_ns: int | None) -> st
             "calibrated": uncertainty.calibrated,
         },
         "zone": None
-        if zone is None
+        if zone is None or setting is None
         else {
-            "applicator": zone.applicator,
-            "power_w": zone.power_w,
-            "time_s": zone.time_s,
-            "long_mm": 2.0 * zone.semi_long_mm,
-            "short_mm": 2.0 * zone.semi_short_mm,
+            "applicator": setting.device,
+            "power_w": setting.power_w,
+            "time_s": setting.time_s,
+            "tissue": setting.tissue,
+            "long_mm": zone.long_mm,
+            "short_mm": zone.short_mm,
             "tier": zone.tier,
             "basis": zone.basis,
         },

@@ -16,7 +16,6 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
-from scipy.spatial import cKDTree
 
 from nav.ablation.tumour import TumourModel
 from nav.ablation.zone import EllipsoidZone, MarginResult, NeedleZone, Zone
@@ -200,7 +199,8 @@ def table_margins_mm(
 def surface_margins_mm(points_ras: ArrayLike, zone: Zone) -> Array:
     """(n,) signed distance in mm of (n, 3) RAS points to the zone's surface, positive inside; -inf without a zone.
 
-    Beyond the table of a computed zone (more than 10 mm outside of it) the distance is an upper bound of the magnitude.
+    Beyond the table or box of a computed zone (more than 10 mm outside of it) the distance is an upper bound of the
+    magnitude.
     """
     points = _readonly(points_ras)
     out = np.empty(len(points))
@@ -217,11 +217,11 @@ def surface_margins_mm(points_ras: ArrayLike, zone: Zone) -> Array:
         out[:] = -np.inf
     else:
         known = np.asarray(np.isfinite(points).all(axis=1))
-        somewhere = np.where(known[:, None], points, 0.0)
-        distance = cKDTree(zone.surface_ras).query(somewhere)[0]
-        at = zone.level.to_index(somewhere)[:, ::-1].T
-        inside = ndimage.map_coordinates(zone.level.array, at, order=1, mode="constant", cval=-np.inf) >= 0.0
-        out = np.where(known, np.where(inside, distance, -distance), np.nan)
+        at = zone.distance.to_index(np.where(known[:, None], points, 0.0))[:, ::-1].T
+        edge = np.clip(at.T, 0.0, np.array(zone.distance.array.shape) - 1.0).T
+        beyond = float(zone.distance.spacing_mm[0]) * np.linalg.norm(at - edge, axis=0)
+        distance = ndimage.map_coordinates(zone.distance.array, edge, np.float64, order=1, mode="nearest")
+        out = np.where(known, distance - beyond, np.nan)
     return out
 
 

@@ -15,7 +15,7 @@ from skimage import measure
 
 from nav.ablation.sources import NeedleGrid
 
-__all__ = ["NeedleShape", "shape_of_damage", "shape_of_distance"]
+__all__ = ["NeedleShape", "blend_shapes", "outline_at", "shape_of_damage", "shape_of_distance"]
 
 Array = NDArray[np.float64]
 
@@ -49,6 +49,11 @@ class NeedleShape:
     centre_z_mm: float
     volume_ml: float
 
+    @property
+    def is_empty(self) -> bool:
+        """Nothing was killed."""
+        return self.volume_ml == 0.0
+
 
 def shape_of_damage(grid: NeedleGrid, damage: Array, threshold: float = 1.0) -> NeedleShape:
     """The zone where the damage integral reached ``threshold``, found between cells.
@@ -70,8 +75,7 @@ def shape_of_damage(grid: NeedleGrid, damage: Array, threshold: float = 1.0) -> 
     if (level[[0, -1]] >= 0.0).any() or (level[:, -1] >= 0.0).any():
         raise ValueError(f"the zone reaches the edge of a grid of {grid.rows} x {grid.columns} cells")
     if (level < 0.0).all():
-        nothing = np.full((grid.rows, grid.columns), -np.inf)
-        return NeedleShape(grid, _frozen(nothing), _frozen(np.empty((0, 2))), 0.0, 0.0, 0.0, 0.0)
+        return _nothing(grid)
     return _shape(grid, level)
 
 
@@ -80,31 +84,75 @@ def shape_of_distance(grid: NeedleGrid, distance_mm: Array) -> NeedleShape:
     return shape_of_damage(grid, np.exp(np.maximum(distance_mm, _LOWEST)))
 
 
-def _shape(grid: NeedleGrid, level: Array) -> NeedleShape:
-    # Mirrored at the axis, so that outlines close there.
+def outline_at(shape: NeedleShape, depth_mm: float) -> Array:
+    """(n, 2) outline (z, r) of the parallel surface ``depth_mm`` inside the zone, as `NeedleShape.outline_mm`.
+
+    Empty where the zone is nowhere that deep.
+    """
+    if shape.is_empty or float(shape.distance_mm.max()) <= depth_mm:
+        return _frozen(np.empty((0, 2)))
+    return _frozen(_half_outline(_curves(shape.grid, shape.distance_mm - depth_mm)))
+
+
+def blend_shapes(first: NeedleShape, second: NeedleShape, share: float) -> NeedleShape:
+    """The zone on the way from one to another on the same grid, at ``share`` (0: the first, 1: the second).
+
+    Distances are mixed, so that the surface moves evenly. On the way from nothing there is nothing until the end.
+    """
+    if share <= 0.0 or first.is_empty:
+        return second if share >= 1.0 else first
+    if share >= 1.0 or second.is_empty:
+        return second
+    grid = first.grid
+    mixed = (1.0 - share) * first.distance_mm + share * second.distance_mm
+    if (mixed < 0.0).all():
+        return _nothing(grid)
+    return _measured(grid, mixed, _curves(grid, mixed))
+
+
+def _nothing(grid: NeedleGrid) -> NeedleShape:
+    nothing = np.full((grid.rows, grid.columns), -np.inf)
+    return NeedleShape(grid, _frozen(nothing), _frozen(np.empty((0, 2))), 0.0, 0.0, 0.0, 0.0)
+
+
+def _curves(grid: NeedleGrid, level: Array) -> list[Array]:
+    """Closed curves (z, r) of level 0, mirrored at the axis, so that they close there."""
     both = np.concatenate([level[:, ::-1], level], axis=1)
-    curves = [
+    return [
         np.stack(
             [grid.first_z_mm + c[:, 0] * grid.spacing_mm, (c[:, 1] - (grid.columns - 0.5)) * grid.spacing_mm], axis=1
         )
         for c in measure.find_contours(both, 0.0)  # type: ignore[no-untyped-call]
     ]
+
+
+def _half_outline(curves: list[Array]) -> Array:
+    """The longest curve's half beside the axis, from tip side to hub side."""
+    largest = max(curves, key=lambda c: float(np.ptp(c[:, 0])))
+    middle = 0.5 * (float(largest[:, 0].min()) + float(largest[:, 0].max()))
+    half = largest[largest[:, 1] >= -1e-9]
+    return half[np.argsort(np.arctan2(half[:, 1], half[:, 0] - middle))]
+
+
+def _shape(grid: NeedleGrid, level: Array) -> NeedleShape:
+    curves = _curves(grid, level)
     points = np.stack(np.meshgrid(grid.z_mm, grid.r_mm, indexing="ij"), axis=-1).reshape(-1, 2)
     distance = np.full(len(points), np.inf)
     for curve in curves:
         distance = np.minimum(distance, _distance_to(curve, points))
     table = distance.reshape(level.shape)
     signed = np.where(level >= 0.0, table, -table)
-    largest = max(curves, key=lambda c: float(np.ptp(c[:, 0])))
+    return _measured(grid, signed, curves)
+
+
+def _measured(grid: NeedleGrid, signed: Array, curves: list[Array]) -> NeedleShape:
     every = np.concatenate(curves)
     low, high = float(every[:, 0].min()), float(every[:, 0].max())
-    half = largest[largest[:, 1] >= -1e-9]
-    half = half[np.argsort(np.arctan2(half[:, 1], half[:, 0] - 0.5 * (low + high)))]
     share = np.clip(0.5 + signed / grid.spacing_mm, 0.0, 1.0)
     volume = float((share * grid.volumes_mm3).sum())
     return NeedleShape(
-        grid, _frozen(signed), _frozen(half), high - low, 2.0 * float(every[:, 1].max()), 0.5 * (low + high),
-        1e-3 * volume,
+        grid, _frozen(signed), _frozen(_half_outline(curves)), high - low, 2.0 * float(every[:, 1].max()),
+        0.5 * (low + high), 1e-3 * volume,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.spatial import cKDTree
 from skimage import measure
 
 from nav.ablation.applicators import Applicator, Heating, ZoneSize
@@ -34,6 +35,7 @@ __all__ = [
     "place_shape",
     "predict_band",
     "predict_box",
+    "predict_growth",
     "predict_shape",
     "wide_vessels",
 ]
@@ -49,6 +51,8 @@ WIDE_VESSEL_MM = 3.0
 #: Tissue that a box holds beyond the zone of tier 1, mm.
 _AROUND_MM = 18.0
 _CELL_MM = 1.0
+#: Margins of a zone in a box are exact up to here, mm; a goal of 5 mm and the band about it lie well within.
+_NEAR_MM = 10.0
 
 
 class NoHeatModelError(ValueError):
@@ -125,12 +129,26 @@ def predict_shape(
     perfusion: float = 1.0,
     energy: float = 1.0,
 ) -> NeedleShape:
-    """Zone around one needle in homogeneous tissue, at the end of the heating.
+    """Zone around one needle in homogeneous tissue, at the end of the heating; see `predict_growth`."""
+    return predict_growth(applicator, power_w, [time_s], tissue, perfusion=perfusion, energy=energy)[0]
+
+
+def predict_growth(
+    applicator: Applicator,
+    power_w: float,
+    times_s: Sequence[float],
+    tissue: Tissue,
+    *,
+    perfusion: float = 1.0,
+    energy: float = 1.0,
+) -> tuple[NeedleShape, ...]:
+    """Zone around one needle in homogeneous tissue, at each of several times of one heating.
 
     Parameters
     ----------
-    power_w, time_s : float
-        Inside the chart's range, which is what the fit knows.
+    power_w : float
+    times_s : sequence of float
+        Ascending. Power and the last time inside the chart's range, which is what the fit knows.
     perfusion, energy : float
         Factors on the tissue's perfusion and on the power deposited.
 
@@ -140,12 +158,12 @@ def predict_shape(
         Outside the chart.
     NoHeatModelError
     """
-    size = applicator.size(power_w, time_s)
+    size = applicator.size(power_w, times_s[-1])
     heating = _heating(applicator)
     grid = _grid(size)
     material = Material.heated(tissue, perfusion * heating.perfusion_scale)
     table = energy * _table(applicator, power_w, grid, -size.offset_mm)
-    return shape_of_damage(grid, heat_needle(grid, material, table, [time_s]).damage[0])
+    return tuple(shape_of_damage(grid, damage) for damage in heat_needle(grid, material, table, times_s).damage)
 
 
 def predict_band(
@@ -298,9 +316,11 @@ def box_zone(level: Volume, axis: Array, tissue: str, basis: str) -> BoxZone:
     if any(float(edge.max()) >= 0.0 for edge in edges):
         raise ValueError(f"the zone reaches the edge of its box of {values.shape} cells")
     if float(values.max()) < 0.0:
-        return BoxZone(level, np.empty((0, 3)), axis, 0.0, 0.0, 0.0, tissue, basis)
-    vertices, faces, _, _ = measure.marching_cubes(values.copy(), 0.0)  # type: ignore[no-untyped-call]
+        nowhere = Volume.of(np.full(values.shape, -np.inf, np.float32), level.ras_from_index)
+        return BoxZone(level, nowhere, np.empty((0, 3)), axis, 0.0, 0.0, 0.0, tissue, basis)
+    vertices, faces, normals, _ = measure.marching_cubes(values.copy(), 0.0)  # type: ignore[no-untyped-call]
     corners = vertices[faces]
+    across_surface = np.concatenate([normals, normals[faces].mean(axis=1)])[:, ::-1]
     points = np.concatenate([vertices, corners.mean(axis=1)])[:, ::-1]
     ras = np.ascontiguousarray(level.to_ras(points))
     volume = abs(float(np.einsum("ij,ij->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2])))) / 6.0
@@ -309,10 +329,31 @@ def box_zone(level: Volume, axis: Array, tissue: str, basis: str) -> BoxZone:
     angles = np.arange(36) * (np.pi / 36)
     across = ras @ (np.cos(angles)[:, None] * one + np.sin(angles)[:, None] * two).T
     ras.setflags(write=False)
+    distance = Volume.of(_box_distance(values >= 0.0, points, across_surface, spacing), level.ras_from_index)
     return BoxZone(
-        level, ras, axis, float(np.ptp(along)), float(np.ptp(across, axis=0).max()), 1e-3 * volume * spacing**3, tissue,
-        basis,
+        level, distance, ras, axis, float(np.ptp(along)), float(np.ptp(across, axis=0).max()),
+        1e-3 * volume * spacing**3, tissue, basis,
     )  # fmt: skip
+
+
+def _box_distance(inside: NDArray[np.bool_], surface: Array, normals: Array, spacing_mm: float) -> NDArray[np.float32]:
+    """Signed distance of every cell to points on the surface ((i, j, k) indices) with normals there, mm.
+
+    Beside the surface to the plane through the nearest point (which lies up to a quarter of a cell aside), near it to
+    the point itself, and beyond to the nearest cell of the other side.
+    """
+    distance = ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside)
+    distance -= 0.5 * np.sign(distance)
+    near = np.argwhere(np.abs(distance) * spacing_mm <= _NEAR_MM)
+    cells = near[:, ::-1].astype(np.float64)
+    exact, which = cKDTree(surface).query(cells)
+    beside = exact < 2.0
+    off = cells[beside] - surface[which[beside]]
+    unit = normals[which[beside]] / np.linalg.norm(normals[which[beside]], axis=1, keepdims=True)
+    exact[beside] = np.abs(np.einsum("ij,ij->i", off, unit))
+    at = tuple(near.T)
+    distance[at] = np.where(inside[at], exact, -exact)
+    return np.asarray(spacing_mm * distance, dtype=np.float32)
 
 
 def place_shape(

@@ -37,6 +37,16 @@ class EllipsoidZone:
     basis: str
     citation: str
 
+    @property
+    def long_mm(self) -> float:
+        """Diameter along the needle."""
+        return 2.0 * self.semi_long_mm
+
+    @property
+    def short_mm(self) -> float:
+        """Diameter across the needle."""
+        return 2.0 * self.semi_short_mm
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NeedleZone:
@@ -64,6 +74,16 @@ class NeedleZone:
         centre = self.ras_from_tip.translation + self.shape.centre_z_mm * self.ras_from_tip.rotation[:, 2]
         return np.asarray(centre, dtype=np.float64)
 
+    @property
+    def long_mm(self) -> float:
+        """Length along the needle."""
+        return self.shape.long_mm
+
+    @property
+    def short_mm(self) -> float:
+        """Largest diameter across the needle."""
+        return self.shape.short_mm
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BoxZone:
@@ -73,6 +93,8 @@ class BoxZone:
     ----------
     level : Volume
         float32; logarithm of the damage integral over its threshold, above 0 inside.
+    distance : Volume
+        float32; signed distance to the zone's surface, mm, above 0 inside; -inf where there is no zone.
     surface_ras : (n, 3) float64
         Points on the zone's surface, at most half a cell apart.
     axis_ras : (3,) float64
@@ -83,6 +105,7 @@ class BoxZone:
     """
 
     level: Volume
+    distance: Volume
     surface_ras: NDArray[np.float64]
     axis_ras: NDArray[np.float64]
     long_mm: float

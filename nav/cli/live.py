@@ -16,14 +16,24 @@ from nav.io.case import Case, CaseIdentity
 from nav.runtime.clock import Clock
 from nav.runtime.core import NavigationCore
 from nav.runtime.essentials import CaseEssentials
-from nav.runtime.events import LoadCase
+from nav.runtime.events import LoadCase, TakeZone
 from nav.runtime.messages import Source
 from nav.runtime.pipeline import ComputeThread
+from nav.runtime.predicted_zones import Prediction, to_bytes
 from nav.runtime.recorder import Recorder, RecorderError
 from nav.runtime.slots import Inbox
 from nav.runtime.snapshot import NavigationSnapshot
+from nav.runtime.zone_worker import ZoneWorker
 
-__all__ = ["FIRST_RECORDING", "ROOM_ATTACHMENT", "LiveSession", "LiveStreams", "case_attachment", "essentials_of"]
+__all__ = [
+    "FIRST_RECORDING",
+    "ROOM_ATTACHMENT",
+    "LiveSession",
+    "LiveStreams",
+    "case_attachment",
+    "essentials_of",
+    "zone_attachment",
+]
 
 ROOM_ATTACHMENT = "room.json"
 FIRST_RECORDING = "recording.mcap"
@@ -97,10 +107,18 @@ class LiveStreams:
             out.mkdir(parents=True, exist_ok=True)
             self.recorder = self._open_recorder(out / FIRST_RECORDING, overwrite=True)
         self.inbox = Inbox(self.recorder)
-        self.compute = ComputeThread(self.core, self.inbox, clock, recorder=self.recorder, on_tick=on_tick)
+        self.zones = ZoneWorker(self._take_zone, lambda text: self.compute.set_fault("zones", text))
+
+        def ticked(snapshot: NavigationSnapshot) -> None:
+            self.zones.want(snapshot.zone_request)
+            if on_tick is not None:
+                on_tick(snapshot)
+
+        self.compute = ComputeThread(self.core, self.inbox, clock, recorder=self.recorder, on_tick=ticked)
 
     def start(self) -> None:
         """Start computing, then receiving."""
+        self.zones.start()
         self.compute.start()
         for source in self._sources:
             source.start(self.inbox)
@@ -112,6 +130,7 @@ class LiveStreams:
         for source in self._sources:
             source.stop()
         self.compute.stop()
+        self.zones.stop()
         if self.recorder is not None:
             self.recorder.close()
 
@@ -194,6 +213,14 @@ class LiveStreams:
                 self.recorder.attach(case_attachment(key), essentials.to_bytes())
         return LoadCase(key)
 
+    def _take_zone(self, prediction: Prediction) -> None:
+        """Hand a computed zone to the compute thread and to the recording. On a thread of the worker."""
+        key = self.core.add_zone(prediction)
+        with self._lock:
+            if self.recorder is not None:
+                self.recorder.attach(zone_attachment(key), to_bytes(prediction))
+        self.compute.submit(TakeZone(key))
+
     def _open_recorder(self, path: Path, *, overwrite: bool) -> Recorder:
         room, essentials, identity = self._room, self._essentials, self._identity
         key = essentials.sha256()
@@ -265,6 +292,7 @@ class LiveSession(WindowSession):
         live.compute.on_published = self.worker.notify
         self._cases_taken = 0
         if case is not None:
+            live.zones.set_vessels(case.vessels)
             self._show(case, 0)
 
     def start(self) -> None:
@@ -281,6 +309,10 @@ class LiveSession(WindowSession):
         """See `HudSession`."""
         self._live.connect_now()
 
+    def zone_work(self) -> str:
+        """See `HudSession`."""
+        return self._live.zones.progress
+
     def finish_recording(self) -> None:
         """See `HudSession`."""
         # Its faults are on the screen already; that it is finished twice, or by another, is none.
@@ -289,6 +321,7 @@ class LiveSession(WindowSession):
 
     def take_case(self, case: Case) -> None:
         """Hand a new or changed case to everything that computes with it, then show it."""
+        self._live.zones.set_vessels(case.vessels)
         event = self._live.take_case(essentials_of(case, self.room))
         # The core counts its cases the same way, so the pictures of a case never meet the numbers of another.
         self._cases_taken += 1
@@ -299,6 +332,11 @@ class LiveSession(WindowSession):
 def case_attachment(key: str) -> str:
     """Name of the attachment that holds the essentials of a case."""
     return f"case-{key}.npz"
+
+
+def zone_attachment(key: str) -> str:
+    """Name of the attachment that holds a computed zone."""
+    return f"zone-{key}.npz"
 
 
 def _file_name(name: str) -> str:

@@ -24,6 +24,7 @@ from nav.runtime.clock import Clock, ManualClock, SystemClock
 from nav.runtime.core import NavigationCore
 from nav.runtime.essentials import CaseEssentials
 from nav.runtime.events import OperatorEvent
+from nav.runtime.predicted_zones import Prediction, from_bytes
 from nav.runtime.recording import Recording, RecordingError, Tick
 from nav.runtime.slots import CutFeed, LatestSlot, RecordingGap
 from nav.runtime.snapshot import NavigationSnapshot
@@ -60,6 +61,7 @@ class RecordedSession:
                 "beginning; its streams can be served (--serve HOST:PORT), and the session's first recording replayed"
             )
         self._cases = self._load_cases()
+        self._zones = self._load_zones()
         key = str(self.metadata.get("case", ""))
         if key not in self._cases:
             raise RecordingError(f"{path}: the case it started with is missing; it was damaged or cut at the start")
@@ -77,9 +79,14 @@ class RecordedSession:
         cases = [CaseEssentials.from_bytes(self.recording.attachment(n)) for n in names]
         return {n.removeprefix("case-").removesuffix(".npz"): c for n, c in zip(names, cases, strict=True)}
 
+    def _load_zones(self) -> dict[str, Prediction]:
+        names = [n for n in self.recording.attachments if n.startswith("zone-")]
+        zones = [from_bytes(self.recording.attachment(n)) for n in names]
+        return {n.removeprefix("zone-").removesuffix(".npz"): z for n, z in zip(names, zones, strict=True)}
+
     def core(self) -> NavigationCore:
         """A fresh core in the state in which the recording began."""
-        core = NavigationCore(self.room, self.case, self._cases)
+        core = NavigationCore(self.room, self.case, self._cases, self._zones)
         started = self.metadata.get("started")
         if isinstance(started, dict):
             core.streams.utc_minus_local_ns = int(started["utc_ns"]) - int(started["monotonic_ns"])

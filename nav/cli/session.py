@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from nav.ablation.applicators import list_applicators, load_applicator
+from nav.ablation.thermal import list_tissues, load_tissue
 from nav.cli.case_files import CaseFiles
 from nav.cli.versions import VERSION
 from nav.config.load import config_sha256
@@ -18,7 +19,7 @@ from nav.config.room import RoomConfig
 from nav.hud.pane_frame import PaneFrame, ViewState
 from nav.hud.panes import build_scene
 from nav.hud.render_worker import RenderWorker
-from nav.hud.session import ApplicatorInfo, CaseInfo, Progress, SeriesChoice, TumourChoice, ZoneSize
+from nav.hud.session import ApplicatorInfo, CaseInfo, Progress, SeriesChoice, TissueInfo, TumourChoice, ZoneSize
 from nav.io.case import Case, PlannedPath
 from nav.runtime.clock import Clock
 from nav.runtime.events import LoadRegistration, OperatorEvent, Point
@@ -73,6 +74,7 @@ class WindowSession:
         self._generation = 0
         self._case_info: CaseInfo | None = None
         self._applicators = tuple(_applicator_info(name) for name in list_applicators())
+        self._tissues = tuple(TissueInfo(name, load_tissue(name).name) for name in list_tissues())
         self.worker = RenderWorker(self.latest_snapshot, self.view, self._publish, clock, on_fault=self._render_fault)
 
     def start(self) -> None:
@@ -142,6 +144,14 @@ class WindowSession:
         if not (0 <= i < size_i and 0 <= j < size_j and 0 <= k < size_k):
             return None
         return float(case.ct.array[k, j, i])
+
+    def zone_work(self) -> str:
+        """See `HudSession`; nothing is computed here."""
+        return ""
+
+    def tissues(self) -> tuple[TissueInfo, ...]:
+        """See `HudSession`."""
+        return self._tissues
 
     def needle_name(self) -> str:
         """See `HudSession`."""
@@ -258,4 +268,4 @@ def _shown_name(case: Case, room: RoomConfig) -> str:
 def _applicator_info(name: str) -> ApplicatorInfo:
     applicator = load_applicator(name)
     settings = {p: applicator.time_range_s(p) for p in applicator.powers_w}
-    return ApplicatorInfo(name, applicator.name, settings, applicator.citation)
+    return ApplicatorInfo(name, applicator.name, settings, applicator.citation, applicator.heating is not None)

@@ -297,6 +297,9 @@ class ApplicatorChoice(_Model):
     name: str = Field("emprint", description="name of a file in configs/applicators, without .toml")
     power_w: Positive = Field(100.0, description="power; refused outside the published chart")
     time_s: Positive = Field(600.0, description="time; refused outside the published chart")
+    tissue: str = Field(
+        "", description="compute zones for this tissue, a file in configs/tissues without .toml; empty: the chart alone"
+    )
 
 
 class RoomConfig(_Model):

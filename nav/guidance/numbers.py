@@ -49,6 +49,7 @@ class TipUncertainty:
     """Uncertainty of the tip in RAS: (3, 3) covariance mm², its rms, the radius that holds 95 %, and the named parts.
 
     ``calibrated`` is False when a part rests on an assumption (an assumed registration, an unknown tip calibration).
+    ``pose_covariance`` is (6, 6): of the tip (mm) and of a small rotation about it (rad), along the axes of RAS.
     """
 
     covariance_mm2: NDArray[np.float64]
@@ -56,6 +57,7 @@ class TipUncertainty:
     radius95_mm: float
     parts_rms_mm: dict[str, float]
     calibrated: bool
+    pose_covariance: NDArray[np.float64]
 
 
 class GateState(Enum):

@@ -11,7 +11,7 @@ from nav.config.room import UncertaintyConfig
 from nav.geometry.rigid import Rigid
 from nav.guidance.numbers import TipUncertainty
 from nav.registration.error_distribution import effective_dof, radius_of_share
-from nav.registration.landmarks import LandmarkRegistration
+from nav.registration.landmarks import LandmarkRegistration, moved_covariance
 
 __all__ = ["marker_covariance", "stylus_touch_covariance", "tip_uncertainty"]
 
@@ -113,35 +113,44 @@ def tip_uncertainty(
     dof_parts: list[tuple[float, float]] = []
     calibrated = not assumed and tip_calibrated
     if registration is not None:
-        parts["registration"] = registration.covariance_at(tip)
-        dof_parts.append((float(np.trace(parts["registration"])), registration.dof))
+        parts["registration"] = moved_covariance(registration.covariance, -tip)
+        dof_parts.append((float(np.trace(parts["registration"][:3, :3])), registration.dof))
     elif stated_registration_rms_mm is not None:
-        parts["registration"] = np.eye(3) * stated_registration_rms_mm**2 / 3.0
+        parts["registration"] = _shift_only(np.eye(3) * stated_registration_rms_mm**2 / 3.0)
     else:
         calibrated = False
+    noise = np.diag([config.tracker_sigma_mm**2] * 3 + [math.radians(config.tracker_sigma_deg) ** 2] * 3)
     lever = np.zeros(3) if ras_from_needle is None else tip - ras_from_needle.translation
-    parts["needle_tracking"] = marker_covariance(lever, config.tracker_sigma_mm, config.tracker_sigma_deg)
+    parts["needle_tracking"] = moved_covariance(noise, -lever)
     if ras_from_reference is not None:
-        parts["reference_tracking"] = marker_covariance(
-            tip - ras_from_reference.translation, config.tracker_sigma_mm, config.tracker_sigma_deg
-        )
+        parts["reference_tracking"] = moved_covariance(noise, ras_from_reference.translation - tip)
     tip_rms = config.tip_calibration_rms_mm if tip_calibration_rms_mm is None else tip_calibration_rms_mm
     if tip_rms > 0.0:
-        parts["tip_calibration"] = np.eye(3) * tip_rms**2 / 3.0
+        parts["tip_calibration"] = _shift_only(np.eye(3) * tip_rms**2 / 3.0)
     travel_s = max(latency_s, 0.0)
     if travel_s > 0.0:
         axis = ras_from_tip.rotation[:, 2]
         shift, tremor = abs(speed_mm_s) * travel_s, config.hand_speed_mm_s * travel_s
-        parts["latency"] = shift**2 * np.outer(axis, axis) + tremor**2 * np.eye(3)
+        parts["latency"] = _shift_only(shift**2 * np.outer(axis, axis) + tremor**2 * np.eye(3))
 
-    covariance = np.asarray(sum(parts.values(), np.zeros((3, 3))))
+    pose = np.asarray(sum(parts.values(), np.zeros((6, 6))))
+    covariance = pose[:3, :3].copy()
     trace = float(np.trace(covariance))
     radius = radius_of_share(covariance, 0.95, effective_dof(trace, dof_parts)) if trace > 0.0 else 0.0
-    covariance.setflags(write=False)
+    for array in (covariance, pose):
+        array.setflags(write=False)
     return TipUncertainty(
         covariance_mm2=covariance,
         rms_mm=math.sqrt(trace),
         radius95_mm=radius,
-        parts_rms_mm={name: math.sqrt(float(np.trace(part))) for name, part in parts.items()},
+        parts_rms_mm={name: math.sqrt(float(np.trace(part[:3, :3]))) for name, part in parts.items()},
         calibrated=calibrated,
+        pose_covariance=pose,
     )
+
+
+def _shift_only(covariance_mm2: Array) -> Array:
+    """(6, 6) covariance of an error that shifts and does not turn."""
+    out = np.zeros((6, 6))
+    out[:3, :3] = covariance_mm2
+    return out

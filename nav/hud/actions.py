@@ -41,6 +41,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("crosshair", ("C",), "Crosshair: a click places it", "CROSS", "View"),
     Action("measure", ("M",), "Measure: two clicks", "MEASURE", "View"),
     Action("collect", ("L", "Return", "Enter"), "Collect the active landmark", "", "Set-up"),
+    Action("ablation", ("G",), "Ablation: power on; power off (press twice)", "ABLATE", "Guidance"),
     Action("breath_hold", ("B",), "Breath is held / free", "BREATH", "Guidance"),
     Action("record", ("R",), "Finish the recording (press twice)", "RECORD", "Record"),
     Action("screenshot", ("S",), "Screenshot with metadata", "PICTURE", "Record"),

@@ -12,7 +12,15 @@ from nav.hud.overlay import Measure
 from nav.hud.pane_frame import ViewState
 from nav.hud.panes_view import PaneView
 from nav.hud.session import HudSession
-from nav.runtime.events import AcknowledgeAlarm, BreathHold, CollectLandmark, Point, SetPlan
+from nav.runtime.events import (
+    AcknowledgeAlarm,
+    BreathHold,
+    CollectLandmark,
+    Point,
+    SetPlan,
+    StartAblation,
+    StopAblation,
+)
 
 __all__ = ["Controller"]
 
@@ -44,6 +52,7 @@ class Controller(QObject):
         self._notice = ""
         self._notice_until_ns = 0
         self._finish_until_ns = 0
+        self._end_until_ns = 0
         self._handlers: dict[str, Callable[[], None]] = {
             "layout_plan": lambda: self._layout("plan"),
             "layout_guide": lambda: self._layout("guide"),
@@ -68,6 +77,7 @@ class Controller(QObject):
             "measure": self._measure,
             "collect": lambda: session.submit(CollectLandmark()),
             "breath_hold": self._breath,
+            "ablation": self._ablation,
             "record": self._record,
             "screenshot": self.screenshot_wanted.emit,
             "connect": self._connect,
@@ -158,6 +168,21 @@ class Controller(QObject):
     def _breath(self) -> None:
         snapshot = self.session.latest_snapshot()
         self.session.submit(BreathHold(held=not (snapshot is not None and snapshot.breath_hold is True)))
+
+    def _ablation(self) -> None:
+        """Follow the power: on at once, off asked twice, because its timer cannot be taken up again."""
+        snapshot = self.session.latest_snapshot()
+        now_ns = self.session.clock_now_ns()
+        if snapshot is None or snapshot.ablation is None or not snapshot.ablation.running:
+            self.session.submit(StartAblation())
+            self.notice("Ablation: the timer runs. This program does not switch the generator")
+        elif now_ns < self._end_until_ns:
+            self._end_until_ns = 0
+            self.session.submit(StopAblation())
+            self.notice("Ablation: ended")
+        else:
+            self._end_until_ns = now_ns + _NOTICE_NS
+            self.notice("Is the power off? Press G again to end the ablation")
 
     def _connect(self) -> None:
         self.session.connect_now()

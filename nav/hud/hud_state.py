@@ -126,5 +126,6 @@ class HudState:
     shown: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     flash_on: bool = True
     guiding: bool = False
+    ablating: bool = False
     recording: bool = False
     sequence: int = -1

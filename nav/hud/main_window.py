@@ -250,6 +250,7 @@ class MainWindow(QWidget):
             shown=self._shown,
             latency_ms=latency_ms,
             latency_warn_ms=self._latency_warn_ms,
+            zone_work=self.session.zone_work(),
         )
         before, self.state = self.state, state
         controller.acknowledged = state.acknowledged
@@ -319,6 +320,7 @@ class MainWindow(QWidget):
         rail.set_checked("freeze", self.controller.frozen_since_ns is not None)
         rail.set_checked("crosshair", self.controller.crosshair_on)
         rail.set_checked("measure", self.controller.measuring)
+        rail.set_checked("ablation", state.ablating)
         rail.set_checked("record", state.recording)
 
     # -- layout --------------------------------------------------------------------------------------------------

@@ -86,6 +86,8 @@ LINES: dict[str, LineLook] = {
     "tumour": LineLook("#FF4FA3", 3.0),
     "zone": LineLook("#7FD4FF", 3.0),
     "zone_inner": LineLook("#7FD4FF", 1.6, "dash"),
+    "zone_band": LineLook("#7FD4FF", 1.2, "dot"),
+    "zone_grown": LineLook("#FFB05C", 2.4),
     "needle": LineLook("#FFFFFF", 3.0),
     "needle_frozen": LineLook("#FFFFFF", 1.4, "dot"),
     "projection": LineLook("#FFFFFF", 1.4, "dot"),
@@ -97,7 +99,7 @@ LINES: dict[str, LineLook] = {
 }
 
 #: Styles that rest on a live needle pose: never painted while the pose is lost.
-POSE_STYLES = frozenset({"needle", "needle_lost", "zone", "zone_inner", "projection"})
+POSE_STYLES = frozenset({"needle", "needle_lost", "zone", "zone_inner", "zone_band", "zone_grown", "projection"})
 
 #: Markers that rest on a live pose.
 POSE_MARKERS = frozenset({"tip", "worst", "stylus"})

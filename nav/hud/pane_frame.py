@@ -14,7 +14,8 @@ __all__ = ["Marker", "PaneFrame", "Polyline", "ViewState"]
 class Polyline:
     """Line segments or a poly-line in pane pixels.
 
-    ``style`` is a key of the palette: ``tumour``, ``zone``, ``zone_inner``, ``needle``, ``needle_lost``, ``plan``,
+    ``style`` is a key of the palette: ``tumour``, ``zone``, ``zone_inner``, ``zone_band`` (the zone's surface lies
+    between them with 90 %), ``zone_grown`` (killed already), ``needle``, ``needle_lost``, ``plan``, ``candidate``,
     ``vessel``, ``risk``, ``projection``, ``ultrasound`` (trace of the image plane). ``points`` is (n, 2) float64 x, y
     in pane pixels, integers at pixel centres (a painter that counts from corners adds 0.5); with
     ``segments`` every two points are one segment (n even), otherwise they are joined in order.

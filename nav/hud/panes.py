@@ -19,8 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from nav.geometry.volume import Volume
 from nav.hud.pane_frame import Marker, PaneFrame, Polyline, ViewState
+from nav.hud.zone_pictures import zone_ellipsoid, zone_lines, zone_veils
 from nav.imaging import blend, contours, render3d, reslice
-from nav.imaging.contours import Mesh, cut_ellipsoid, cut_mesh, cut_quadrilateral
+from nav.imaging.contours import Mesh, cut_mesh, cut_quadrilateral
 from nav.imaging.planes import (
     AXIAL,
     CORONAL,
@@ -50,15 +51,11 @@ LANDMARK_MM = 10.0
 #: An ultrasound image is blended into a plane that it leaves by no more than this.
 COINCIDENT_DEG = 5.0
 COINCIDENT_MM = 5.0
-#: How far inside the zone the dashed line runs. A reduced ellipsoid: for charts with a ratio of axes up to 1.6 it lies
-#: within 0.3 mm of the true inner parallel surface (tests/unit/test_panes.py).
-ZONE_INSET_MM = 5.0
 
 SHAFT_MM = 150.0
 AHEAD_MM = 100.0
 
 TUMOUR_RGB = (0xFF, 0x4F, 0xA3)
-ZONE_RGB = (0x7F, 0xD4, 0xFF)
 VESSEL_RGB = (0x6F, 0x7B, 0xFF)
 PLAN_RGB = (0xA3, 0xE6, 0x35)
 NEEDLE_RGB = (0xFF, 0xFF, 0xFF)
@@ -352,18 +349,9 @@ def _on_screen(segments: NDArray[np.float64], pane: _Pane) -> NDArray[np.float64
 
 
 def _zone_lines(pane: _Pane, snapshot: NavigationSnapshot, view: ViewState) -> list[Polyline]:
-    zone = snapshot.zone
-    if zone is None or not view.show_zone:
+    if snapshot.placed is None or not view.show_zone:
         return []
-    lines = []
-    for style, inset in (("zone_inner", ZONE_INSET_MM), ("zone", 0.0)):
-        long_mm, short_mm = zone.semi_long_mm - inset, zone.semi_short_mm - inset
-        if long_mm <= 0.0 or short_mm <= 0.0:
-            continue
-        outline = cut_ellipsoid(zone.centre_ras, zone.axis_ras, long_mm, short_mm, pane.ras_from_pixel)
-        if outline is not None:
-            lines.append(Polyline(style, outline, closed=True))
-    return lines
+    return zone_lines(snapshot.placed, pane.ras_from_pixel, pane.pixel_from_ras)
 
 
 def _plan_lines(pane: _Pane, snapshot: NavigationSnapshot) -> list[Polyline]:
@@ -432,7 +420,7 @@ def _markers(pane: _Pane, scene: SceneModel, snapshot: NavigationSnapshot, view:
         put("target", snapshot.target_ras, tell_depth=True)
     if snapshot.entry_ras is not None:
         put("entry", snapshot.entry_ras, LANDMARK_MM)
-    if snapshot.margin is not None and snapshot.zone is not None and view.show_zone:
+    if snapshot.margin is not None and view.show_zone:
         put("worst", snapshot.margin.worst_point_ras, WORST_POINT_MM)
     if snapshot.needle.pose is not None:
         put("tip", snapshot.needle.pose.translation, tell_depth=True)
@@ -458,6 +446,7 @@ def _render_3d(
     static = cache.static
     capsules: list[render3d.Capsule] = []
     ellipsoids: list[render3d.Ellipsoid] = []
+    veils: tuple[render3d.Surface, ...] = ()
     markers: list[Marker] = []
     pose = snapshot.needle.pose if view.show_overlays else None
     if view.show_overlays:
@@ -467,11 +456,11 @@ def _render_3d(
         if pose is not None:
             tip, direction = pose.translation, pose.rotation[:, 2]
             capsules.append(render3d.Capsule(tip - direction * SHAFT_MM, np.array(tip), 0.9, NEEDLE_RGB))
-        zone = snapshot.zone
-        if zone is not None and view.show_zone:
-            ellipsoids.append(
-                render3d.Ellipsoid(zone.centre_ras, zone.axis_ras, zone.semi_long_mm, zone.semi_short_mm, ZONE_RGB)
-            )
+        placed = snapshot.placed
+        if placed is not None and view.show_zone:
+            chart = zone_ellipsoid(placed)
+            ellipsoids += [] if chart is None else [chart]
+            veils = zone_veils(placed)
         points: list[tuple[str, ArrayLike, str]] = []
         if snapshot.setup.step != "guide" or view.layout == "plan":
             points += [("landmark", landmark.ras, landmark.name) for landmark in scene.landmarks]
@@ -482,10 +471,12 @@ def _render_3d(
             ]
         if target is not None:
             points.append(("target", target, ""))
+        if snapshot.margin is not None and view.show_zone:
+            points.append(("worst", snapshot.margin.worst_point_ras, ""))
         for style, ras, label in points:
             x, y, _ = ras_to_pixel(static.camera.pixel_from_ras, ras)
             markers.append(Marker(style, float(x), float(y), label=label))
-    picture = render3d.compose(static, tuple(capsules), tuple(ellipsoids))
+    picture = render3d.compose(static, tuple(capsules), tuple(ellipsoids), veils)
     picture.setflags(write=False)
     return PaneFrame(
         key="D",

@@ -26,7 +26,7 @@ from nav.hud.hud_state import Alarm, BullseyeState, Freshness, HudState, Lamp, M
 from nav.hud.numbers_text import BLANK, Shown, format_value
 from nav.hud.palette import GLYPH, Level
 from nav.hud.streams_text import stream_lines
-from nav.runtime.snapshot import NavigationSnapshot
+from nav.runtime.snapshot import AblationTimer, NavigationSnapshot
 
 __all__ = ["ALIGNED_MM", "FLASH_HZ", "present"]
 
@@ -37,7 +37,12 @@ ALIGNED_MM = 2.0
 FLASH_HZ: dict[Level, float] = {Level.HIGH: 2.0, Level.MEDIUM: 0.6}
 
 _MARGIN_GOAL_MM = 5.0
-_TIER_LABEL = {0: "CHART (manufacturer reference)"}
+#: What a zone rests on. A chart is the manufacturer's: no word of a prediction stands beside it.
+_TIER_LABEL = {
+    0: "CHART (manufacturer reference)",
+    1: "TIER 1 around the needle",
+    2: "TIER 2 in 3-D, with vessels",
+}
 
 
 def present(
@@ -49,6 +54,7 @@ def present(
     latency_ms: float | None = None,
     latency_warn_ms: float = 100.0,
     local_alarms: tuple[Alarm, ...] = (),
+    zone_work: str = "",
 ) -> HudState:
     """Everything the screen shows at ``now_ns``.
 
@@ -68,6 +74,8 @@ def present(
         Above this the latency lamp and an alarm say so.
     local_alarms : tuple of Alarm
         Conditions that only the window knows (a picture that could not be drawn).
+    zone_work : str
+        What zone is being computed beside the live path, and how far it is.
     """
     fresh = needle_freshness(snapshot, now_ns)
     if latency_ms is not None and fresh.state is not Freshness.NORMAL:
@@ -83,7 +91,7 @@ def present(
     return HudState(
         now_ns=now_ns,
         lamps=_lamps(alive, snapshot, now_ns, fresh, alarms, standing, latency_ms, latency_warn_ms),
-        readouts=_readouts(trusted, numbers),
+        readouts=_readouts(trusted, alive, numbers, zone_work),
         panes=_pane_status(alive, now_ns, fresh),
         bullseye=_bullseye(trusted, numbers),
         message=message,
@@ -92,6 +100,7 @@ def present(
         shown=MappingProxyType(numbers.now),
         flash_on=_flash_on(now_ns, message.level),
         guiding=guiding,
+        ablating=alive is not None and alive.ablation is not None and alive.ablation.running,
         recording=alive is not None and alive.recording,
         sequence=-1 if snapshot is None else snapshot.sequence,
     )
@@ -176,7 +185,9 @@ def _bullseye(trusted: NavigationSnapshot | None, numbers: Shown) -> BullseyeSta
 # -- readouts ----------------------------------------------------------------------------------------------------
 
 
-def _readouts(trusted: NavigationSnapshot | None, numbers: Shown) -> tuple[Readout, ...]:
+def _readouts(
+    trusted: NavigationSnapshot | None, alive: NavigationSnapshot | None, numbers: Shown, zone_work: str
+) -> tuple[Readout, ...]:
     g = trusted.guidance if trusted is not None else None
     u = trusted.uncertainty if trusted is not None else None
 
@@ -195,10 +206,14 @@ def _readouts(trusted: NavigationSnapshot | None, numbers: Shown) -> tuple[Reado
     depth = plain("depth", "DEPTH TO GO", g.depth_mm if g else None, "mm", signed=True)
     if g is not None and numbers.now.get("depth", 0.0) < 0.0:
         depth = Readout(depth.key, depth.title, depth.value, depth.unit, Level.MEDIUM, "past the target", "!")
+    # The angle makes room for the timer: once the power is on, the needle stays where it is.
+    timer = alive.ablation if alive is not None else None
     angle = plain("angle", "ANGLE TO PLAN", g.angle_deg if g else None, "\u00b0")
+    if timer is not None:
+        angle = _timer(timer)
     return (
         Readout(tip.key, tip.title, tip.value, tip.unit, tip.level, surface, big=True),
-        _margin(trusted, numbers),
+        _margin(trusted, numbers, zone_work),
         plain("lateral", "LATERAL", g.lateral_mm if g else None, "mm"),
         depth,
         angle,
@@ -207,10 +222,28 @@ def _readouts(trusted: NavigationSnapshot | None, numbers: Shown) -> tuple[Reado
     )
 
 
-def _margin(trusted: NavigationSnapshot | None, numbers: Shown) -> Readout:
-    title = "PREDICTED MIN MARGIN"
+def _timer(timer: AblationTimer) -> Readout:
+    """The ablation as it was declared. It goes on without a needle: so does the power."""
+    title, value = "ABLATION", _minutes(timer.elapsed_s)
+    planned = f"of {_minutes(timer.time_s)} planned"
+    if not timer.running:
+        return Readout("ablation", title, value, "min", Level.OFF, f"ended, {planned}")
+    if timer.elapsed_s > timer.time_s:
+        return Readout("ablation", title, value, "min", Level.MEDIUM, f"time is over, {planned}", "!")
+    return Readout("ablation", title, value, "min", Level.OK, f"running, {planned}")
+
+
+def _minutes(seconds: float) -> str:
+    whole = int(seconds)
+    return f"{whole // 60}:{whole % 60:02d}"
+
+
+def _margin(trusted: NavigationSnapshot | None, numbers: Shown, zone_work: str) -> Readout:
     margin = trusted.margin if trusted is not None else None
     zone = trusted.zone if trusted is not None else None
+    title = "MIN MARGIN" if zone is None else "PREDICTED MIN MARGIN" if zone.tier > 0 else "MIN MARGIN TO THE CHART"
+    if zone_work:
+        title = f"{title} \u00b7 {zone_work}"
     if margin is None or zone is None:
         return Readout("margin", title, BLANK, "mm", Level.OFF, big=True)
     value = numbers.settle("margin", margin.min_margin_mm)
@@ -220,7 +253,12 @@ def _margin(trusted: NavigationSnapshot | None, numbers: Shown) -> Readout:
     known = trusted is not None and trusted.uncertainty is not None and trusted.uncertainty.calibrated
     bound = "" if known else "at least "
     spread = f"\u00b1 {bound}{format_value(2.0 * sigma if sigma is not None else None)} (2\u03c3)"
-    basis = _TIER_LABEL.get(zone.tier, f"TIER {zone.tier}")
+    basis = _TIER_LABEL[zone.tier]
+    chance = margin.chance
+    # A chart states no error of its own, so its chance would be that of a chart that is right: not on the screen.
+    if chance is not None and not chance.of_chart and known:
+        percent = format_value(numbers.settle("margin_chance", 100.0 * chance.p_ge5), decimals=0)
+        basis = f"{basis} \u00b7 P(\u2265 {_MARGIN_GOAL_MM:.0f} mm) {percent} %"
     if text == BLANK:
         return Readout("margin", title, BLANK, "mm", Level.OFF, "", big=True)
     # Level and word follow the computed margin, not the settled one: hysteresis must not turn outside into inside.

@@ -22,6 +22,7 @@ __all__ = [
     "HudSession",
     "Progress",
     "SeriesChoice",
+    "TissueInfo",
     "TumourChoice",
     "ZoneSize",
 ]
@@ -56,13 +57,23 @@ class TumourChoice:
 class ApplicatorInfo:
     """An applicator and the settings its published chart holds. The chart is not extrapolated.
 
-    ``settings`` maps a power in W to the smallest and largest time in s for it.
+    ``settings`` maps a power in W to the smallest and largest time in s for it. ``computed`` says whether zones can be
+    computed for it, too.
     """
 
     name: str
     title: str
     settings: Mapping[float, tuple[float, float]]
     citation: str = ""
+    computed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TissueInfo:
+    """A tissue for which zones can be computed. ``name`` goes back in `ChooseApplicator`; ``title`` is shown."""
+
+    name: str
+    title: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +134,12 @@ class HudSession(Protocol):
 
     def zone_size(self, name: str, power_w: float, time_s: float) -> ZoneSize:
         """The chart's zone; `ValueError` names the chart's range when the setting lies outside."""
+
+    def tissues(self) -> tuple[TissueInfo, ...]:
+        """The tissues for which zones can be computed."""
+
+    def zone_work(self) -> str:
+        """What zone is being computed and how far it is; empty when none is."""
 
     def hu_at(self, ras: Point) -> float | None:
         """CT number at a point, None outside the CT or without one."""

@@ -11,6 +11,7 @@ from PySide6.QtWidgets import (
     QSpinBox,
     QTableWidget,
     QTableWidgetItem,
+    QWidget,
 )
 
 from nav.hud.numbers_text import format_value
@@ -221,20 +222,24 @@ class TipPage(Page):
 
 
 class ApplicatorPage(Page):
-    """Applicator, power and time, limited to what the published chart holds."""
+    """Applicator, power and time, limited to what the published chart holds, and the tissue to compute for."""
 
     def __init__(self, host: PageHost) -> None:
-        super().__init__(host, "The zone comes from the manufacturer's chart; it is not a prediction for this patient.")
+        super().__init__(host, "A chart is the manufacturer's, not a prediction. With a tissue the zone is computed.")
         self.names = QComboBox()
         self.power = QComboBox()
         self.seconds = QSpinBox()
         self.seconds.setSuffix(" s")
         self.seconds.setSingleStep(30)
+        self.tissue = QComboBox()
         self.zone = label("", "title")
         self.basis = label("", "muted")
         self.use = button("Use these settings", self._use, primary=True)
         self.now = label()
-        for title, chooser in (("Applicator", self.names), ("Power", self.power), ("Time", self.seconds)):
+        choosers: tuple[tuple[str, QWidget], ...] = (
+            ("Applicator", self.names), ("Power", self.power), ("Time", self.seconds), ("Zone", self.tissue),
+        )  # fmt: skip
+        for title, chooser in choosers:
             self.column.addWidget(label(title, "muted"))
             self.column.addWidget(chooser)
         for widget in (self.zone, self.basis, self.use, self.now):
@@ -251,6 +256,13 @@ class ApplicatorPage(Page):
         if info is not None:
             for watts in sorted(info.settings):
                 self.power.addItem(f"{watts:g} W", watts)
+        chosen = self.tissue.currentData()
+        self.tissue.clear()
+        self.tissue.addItem("chart only", "")
+        if info is not None and info.computed:
+            for tissue in self.session.tissues():
+                self.tissue.addItem(f"computed in {tissue.title}", tissue.name)
+        self.tissue.setCurrentIndex(max(self.tissue.findData(chosen), 0))
 
     def _power_changed(self) -> None:
         info, watts = self._info(), self.power.currentData()
@@ -275,13 +287,14 @@ class ApplicatorPage(Page):
             self.use.setEnabled(False)
             return
         self.use.setEnabled(True)
-        set_text(self.zone, f"Zone {size.long_mm:.0f} \u00d7 {size.short_mm:.0f} mm")
+        set_text(self.zone, f"Chart {size.long_mm:.0f} \u00d7 {size.short_mm:.0f} mm")
         set_text(self.basis, size.basis or info.citation)
 
     def _use(self) -> None:
         info, watts = self._info(), self.power.currentData()
         if info is not None and watts is not None:
-            self.session.submit(ChooseApplicator(info.name, float(watts), float(self.seconds.value())))
+            seconds, tissue = float(self.seconds.value()), str(self.tissue.currentData() or "")
+            self.session.submit(ChooseApplicator(info.name, float(watts), seconds, tissue))
 
     def show_snapshot(self, snapshot: NavigationSnapshot | None) -> None:
         """Show the choice in force."""
@@ -290,8 +303,12 @@ class ApplicatorPage(Page):
             self._infos = infos
             self.names.clear()
             self.names.addItems([i.title for i in infos])
-        text = snapshot.applicator if snapshot is not None else ""
-        set_text(self.now, f"In force: {text}" if text else "In force: none")
+        setting = snapshot.setting if snapshot is not None else None
+        if setting is None or snapshot is None:
+            set_text(self.now, "In force: none")
+        else:
+            computed = f"computed in {setting.tissue}" if setting.tissue else "chart only"
+            set_text(self.now, f"In force: {snapshot.applicator}, {computed}")
 
 
 class GuidePage(Page):

@@ -12,9 +12,11 @@ __all__ = ["ToolRail"]
 
 WIDTH = 72
 _HEIGHT, _GAP = 44, 4
-_CHECKABLE = frozenset({"layout_plan", "layout_guide", "layout_ultrasound", "freeze", "crosshair", "measure", "record"})
+_CHECKABLE = frozenset(
+    {"layout_plan", "layout_guide", "layout_ultrasound", "freeze", "crosshair", "measure", "ablation", "record"}
+)
 #: Left out first when the screen is low, the least needed first; their keys still work.
-_EXPENDABLE = ("full_screen", "measure", "grid", "next_target")
+_EXPENDABLE = ("full_screen", "measure", "grid", "next_target", "window_preset")
 
 
 class ToolRail(QWidget):

@@ -274,12 +274,16 @@ def rasterise(
 
 
 def compose(
-    static: StaticView, capsules: tuple[Capsule, ...] = (), ellipsoids: tuple[Ellipsoid, ...] = ()
+    static: StaticView,
+    capsules: tuple[Capsule, ...] = (),
+    ellipsoids: tuple[Ellipsoid, ...] = (),
+    veils: tuple[Surface, ...] = (),
 ) -> NDArray[np.uint8]:
-    """One frame: a fresh (h, w, 4) uint8 RGBA picture of the static view, the capsules and the ellipsoids on top.
+    """One frame: a fresh (h, w, 4) uint8 RGBA picture of the static view, the capsules and the zones on top.
 
     Capsules are opaque and hide one another by depth. Ellipsoids are drawn in the order given, each with its back
-    before its front; that is right for one zone and for nested ones given from the inside out.
+    before its front; that is right for one zone and for nested ones given from the inside out. Veils are meshes of
+    which only the nearest layer is drawn, translucent, from the inside out, too.
     """
     camera = static.camera
     colour = static.colour.copy()
@@ -293,7 +297,35 @@ def compose(
         _capsule(start, end, radius, camera.mm_per_px, capsule.dash_mm, red, green, blue, colour, depth)
     for ellipsoid in ellipsoids:
         _draw_ellipsoid(ellipsoid, camera, colour, depth)
+    for veil in veils:
+        _draw_veil(veil, camera, colour, depth)
     return colour
+
+
+def _draw_veil(veil: Surface, camera: Camera, colour: NDArray[np.uint8], depth: NDArray[np.float32]) -> None:
+    """Rasterise a mesh by itself, over its own rectangle, and blend it in where nothing opaque is nearer."""
+    pixels = veil.mesh.vertices @ camera.pixel_from_ras[:3, :3].T + camera.pixel_from_ras[:3, 3]
+    low = np.maximum(np.floor(pixels[:, :2].min(axis=0)).astype(int), 0)
+    high = np.minimum(np.ceil(pixels[:, :2].max(axis=0)).astype(int) + 1, (camera.width, camera.height))
+    if (high <= low).any():
+        return
+    width, height = (int(n) for n in high - low)
+    shifted = camera.pixel_from_ras.copy()
+    shifted[:2, 3] -= low
+    light = np.zeros((height, width, 4), np.uint8)
+    nearest = np.full((height, width), FAR, np.float32)
+    work = np.empty((len(veil.mesh.vertices), 4))
+    _raster(
+        veil.mesh.vertices, veil.normals, veil.mesh.triangles, shifted, np.ascontiguousarray(camera.axes.into),
+        255.0, 255.0, 255.0, work, light, nearest,
+    )  # fmt: skip
+    at = np.nonzero(nearest < depth[low[1] : high[1], low[0] : high[0]])
+    # The same look as that of an ellipsoid: faint where it faces the viewer, denser at the rim.
+    facing = np.clip((light[at][:, :1] / 255.0 - 0.25) / 0.75, 0.0, 1.0)
+    share = 0.3 + 0.45 * (1.0 - facing) ** 2
+    region = colour[low[1] : high[1], low[0] : high[0]]
+    shown = np.array(veil.colour) * (0.55 + 0.45 * facing)
+    region[at[0], at[1], :3] = np.rint(region[at][:, :3] * (1.0 - share) + shown * share).astype(np.uint8)
 
 
 def _draw_ellipsoid(zone: Ellipsoid, camera: Camera, colour: NDArray[np.uint8], depth: NDArray[np.float32]) -> None:

@@ -35,6 +35,7 @@ __all__ = [
     "fit_rigid",
     "fitzpatrick_tre_rms_mm",
     "landmark_covariance",
+    "moved_covariance",
     "point_covariance",
     "point_jacobian",
     "register_landmarks",
@@ -189,11 +190,19 @@ def _propagate(points: Array, sigmas: Array, weights: Array) -> tuple[Array, Arr
     return covariance, centre, expected, expected * expected / float(np.sum(b * b))
 
 
-def _about_origin(covariance: Array, centre: Array) -> Array:
-    """Move a covariance about ``centre`` to the origin: ``t_origin = t_centre + centre × ω``."""
+def moved_covariance(covariance: ArrayLike, arm: ArrayLike) -> Array:
+    """(6, 6) covariance of (translation, rotation vector) about another centre: ``t_new = t_old + arm × ω``.
+
+    Parameters
+    ----------
+    covariance : (6, 6) float64
+        Translation mm, rotation vector rad, about the old centre.
+    arm : (3,) float64
+        From the new centre to the old one, mm.
+    """
     move = np.eye(6)
-    move[:3, 3:] = _skew(centre)
-    return np.asarray(move @ covariance @ move.T)
+    move[:3, 3:] = _skew(np.asarray(arm, dtype=np.float64))
+    return np.asarray(move @ np.asarray(covariance, dtype=np.float64) @ move.T)
 
 
 def landmark_covariance(points: ArrayLike, fle_covariances: ArrayLike, weights: ArrayLike | None = None) -> Array:
@@ -212,7 +221,7 @@ def landmark_covariance(points: ArrayLike, fle_covariances: ArrayLike, weights: 
     sigmas = np.broadcast_to(np.asarray(fle_covariances, dtype=np.float64), (len(p), 3, 3))
     w = np.ones(len(p)) if weights is None else np.asarray(weights, dtype=np.float64)
     covariance, centre, _, _ = _propagate(p, np.asarray(sigmas), w)
-    return _about_origin(covariance, centre)
+    return moved_covariance(covariance, centre)
 
 
 def fitzpatrick_tre_rms_mm(points: ArrayLike, fle_rms_mm: float, target: ArrayLike) -> float:
@@ -311,7 +320,7 @@ def register_landmarks(
 
     fre_expected = prior_rms_mm * math.sqrt(1.0 - 2.0 / len(fu))
     warning, ambiguous = _check_order(fu, mu, [s for s, u in zip(names, mask, strict=True) if u], fre_expected)
-    out_covariance = scale * _about_origin(covariance, centre)
+    out_covariance = scale * moved_covariance(covariance, centre)
     for array in (residuals, mask, w_all, out_covariance):
         array.setflags(write=False)
     return LandmarkRegistration(

@@ -13,10 +13,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from nav.ablation.applicators import Applicator, ChartRangeError, load_applicator, place_zone
-from nav.ablation.margin import compute_margin
-from nav.ablation.zone import EllipsoidZone, MarginResult
-from nav.config.load import ConfigError
+from nav.ablation.zone import MarginResult
 from nav.config.room import RoomConfig
 from nav.geometry.frames import TransformName
 from nav.geometry.graph import FrameGraph
@@ -42,23 +39,33 @@ from nav.runtime.events import (
     OperatorEvent,
     SelectLandmark,
     SetPlan,
+    StartAblation,
     StartGuidance,
+    StopAblation,
     StopGuidance,
+    TakeZone,
     UseLandmark,
     event_from_dict,
 )
 from nav.runtime.images import ImagePlacer
+from nav.runtime.live_margin import LiveMargin
 from nav.runtime.messages import ImageMessage, LinkMessage, PoseMessage, StatusMessage, TextMessage
+from nav.runtime.predicted_zones import Prediction, prediction_key
 from nav.runtime.slots import Batch, message_order
-from nav.runtime.snapshot import NavigationSnapshot, RegistrationSummary, SetupState, ToolState
+from nav.runtime.snapshot import NavigationSnapshot, PlacedZone, RegistrationSummary, SetupState, ToolState
 from nav.runtime.streams import StreamSet
 from nav.runtime.tip_error import TipErrorModel
 from nav.runtime.workup import LandmarkWorkup, Touch, TouchError, average_tip
+from nav.runtime.zone_state import ZoneState
 
 __all__ = ["NavigationCore"]
 
 #: A tip check above this says that tip calibration or registration is wrong.
 TIP_CHECK_LIMIT_MM = 3.0
+#: A needle farther than this from the tumour is on its way: no zone is computed in the patient for it.
+TIER2_REACH_MM = 30.0
+#: Computed zones that wait to be taken over: more than can come between two ticks.
+ZONES_KEPT = 4
 
 
 class NavigationCore:
@@ -71,13 +78,20 @@ class NavigationCore:
         Taken up at start; `LoadCase` events take up others.
     cases : mapping, optional
         SHA-256 → essentials, for `LoadCase` events.
+    zones : mapping, optional
+        SHA-256 → computed zone, for `TakeZone` events.
     """
 
     def __init__(
-        self, room: RoomConfig, case: CaseEssentials, cases: Mapping[str, CaseEssentials] | None = None
+        self,
+        room: RoomConfig,
+        case: CaseEssentials,
+        cases: Mapping[str, CaseEssentials] | None = None,
+        zones: Mapping[str, Prediction] | None = None,
     ) -> None:
         self.room = room
         self._cases: dict[str, CaseEssentials] = dict(cases or {})
+        self._predictions: dict[str, Prediction] = dict(zones or {})
         self.graph = FrameGraph()
         self.streams = StreamSet(room, self.graph)
         self._images = ImagePlacer(room, self.graph)
@@ -100,8 +114,10 @@ class NavigationCore:
         self._guiding = False
         self._footswitches = {(s.name, s.footswitch) for s in room.sources if s.footswitch}
         self._place_calibrations()
+        choice = room.applicator
+        self._zones = ZoneState(choice.name, choice.power_w, choice.time_s, choice.tissue)
+        self._message = self._zones.problem
         self._take_up(case, generation=0)
-        self._choose(room.applicator.name, room.applicator.power_w, room.applicator.time_s)
 
     # -- set-up --------------------------------------------------------------------------------------------------
 
@@ -118,6 +134,8 @@ class NavigationCore:
         self.case = case
         self._case_generation = generation
         self._workup = LandmarkWorkup(self.room, case.landmarks)
+        self._zones.change_case(generation, case.vessels)
+        self._margin = LiveMargin(case.tumour)
         self._tip_check: dict[str, float] = {}
         self._target: NDArray[np.float64] | None = None
         self._entry: NDArray[np.float64] | None = None
@@ -138,23 +156,18 @@ class NavigationCore:
         )
         self._target, self._entry = _point(target), None if entry is None else _point(entry)
 
-    def _choose(self, name: str, power_w: float, time_s: float) -> None:
-        self._applicator: Applicator | None = None
-        self._zone_problem = ""
-        self._applicator_text, self._power_w, self._time_s = "", power_w, time_s
-        try:
-            applicator = load_applicator(name)
-            applicator.size(power_w, time_s)
-        except (ChartRangeError, ConfigError, LookupError) as error:
-            self._message = self._zone_problem = str(error)
-            return
-        self._applicator = applicator
-        self._applicator_text = f"{applicator.name} {power_w:g} W {time_s:g} s"
-
     def add_case(self, case: CaseEssentials) -> str:
         """Make a case known so that a `LoadCase` event can take it up; returns its SHA-256."""
         key = case.sha256()
         self._cases[key] = case
+        return key
+
+    def add_zone(self, prediction: Prediction) -> str:
+        """Make a computed zone known so that a `TakeZone` event can take it over; returns its SHA-256."""
+        key = prediction_key(prediction)
+        self._predictions[key] = prediction
+        while len(self._predictions) > ZONES_KEPT:
+            self._predictions.pop(next(iter(self._predictions)))
         return key
 
     # -- one tick ------------------------------------------------------------------------------------------------
@@ -208,7 +221,8 @@ class NavigationCore:
 
     def apply(self, event: OperatorEvent, now_ns: int) -> None:
         """Apply one operator event; what cannot be done is said in the message line and changes nothing."""
-        self._message = ""
+        if not isinstance(event, TakeZone):  # Nobody did that: it must not wipe out what somebody is told.
+            self._message = ""
         try:
             self._apply(event, now_ns)
         except (TouchError, PoseRefusal, NotRigidError, PlanError) as error:
@@ -234,8 +248,17 @@ class NavigationCore:
                 self._check_tip(divot, tool, now_ns)
             case SetPlan(target=target, entry=entry):
                 self._set_plan(target, entry)
-            case ChooseApplicator(name=name, power_w=power, time_s=time):
-                self._choose(name, power, time)
+            case ChooseApplicator(name=name, power_w=power, time_s=time, tissue=tissue):
+                self._message = self._zones.choose(name, power, time, tissue)
+            case TakeZone(sha256=key):
+                prediction = self._predictions.get(key)
+                if prediction is None:
+                    raise TouchError(f"zone {key[:12]}…: its data is not known here")
+                self._zones.take(prediction)
+            case StartAblation():
+                self._message = self._zones.start(now_ns)
+            case StopAblation():
+                self._message = self._zones.stop(now_ns)
             case StartGuidance():
                 self._guiding = True
             case StopGuidance():
@@ -362,7 +385,7 @@ class NavigationCore:
             tools[self.room.stylus_frame] = self._tool(self.room.stylus_frame, now_ns)[0]
 
         guidance: GuidanceNumbers | None = None
-        zone: EllipsoidZone | None = None
+        placed: PlacedZone | None = None
         margin: MarginResult | None = None
         uncertainty: TipUncertainty | None = None
         registration = self._registration_summary()
@@ -372,10 +395,12 @@ class NavigationCore:
                 guidance = compute_guidance(
                     timed.pose, target_ras=self._target, entry_ras=self._entry, tumour=self.case.tumour
                 )
-            if self._applicator is not None:
-                zone = place_zone(self._applicator, self._power_w, self._time_s, timed.pose)
-                if self.case.tumour is not None:
-                    margin = compute_margin(self.case.tumour, zone, uncertainty.covariance_mm2)
+            away_mm = None if guidance is None else guidance.tip_to_surface_mm
+            placed = self._zones.at(timed.pose, now_ns, worthwhile=away_mm is None or away_mm <= TIER2_REACH_MM)
+            if placed is not None:
+                margin = self._margin.at(placed, timed.pose, uncertainty, now_ns)
+        else:
+            self._margin.forget()
         # Placed before the gate judges: an image that cannot be used is a fault that it tells.
         image, fluoro = (self._images.newest(role, now_ns) for role in ("ultrasound", "fluoro"))
         faults = (*faults, *self._images.problems())
@@ -385,7 +410,7 @@ class NavigationCore:
         )
         gate = self._judge(health, refusal, registration, uncertainty, timed, now_ns, faults)
         if gate.state is GateState.BLANK:
-            guidance = zone = margin = uncertainty = None
+            guidance = placed = margin = uncertainty = None
             needle = ToolState(needle.name, None, needle.status, 0, 0, needle.refusal or gate.reasons[0].text)
         snapshot = NavigationSnapshot(
             sequence=self._sequence,
@@ -395,7 +420,7 @@ class NavigationCore:
             needle=needle,
             tools=tools,
             guidance=guidance,
-            zone=zone,
+            placed=placed,
             margin=margin,
             uncertainty=uncertainty,
             gate=gate,
@@ -409,8 +434,11 @@ class NavigationCore:
             breath_hold=self._breath_hold,
             recording=recording,
             faults=faults,
-            applicator=self._applicator_text,
+            applicator=self._zones.text,
             case_generation=self._case_generation,
+            ablation=self._zones.timer(now_ns),
+            setting=self._zones.setting,
+            zone_request=self._zones.request,
         )
         self._sequence += 1
         return snapshot
@@ -450,7 +478,7 @@ class NavigationCore:
                 guidance_started=self._guiding,
                 target_set=self._target is not None,
                 tumour_loaded=self.case.tumour is not None,
-                zone_problem="" if self._applicator is not None else (self._zone_problem or "no applicator chosen"),
+                zone_problem=self._zones.problem,
                 dead_threads=tuple(f.partition(": ")[2] for f in faults if f.startswith("died: ")),
                 faults=tuple(f for f in faults if not f.startswith("died: ")),
                 limits=self._limits,
@@ -499,7 +527,7 @@ class NavigationCore:
             done.add("landmarks")
         if self._tip_check and max(self._tip_check.values()) <= TIP_CHECK_LIMIT_MM:
             done.add("tip_check")
-        if self._applicator is not None:
+        if self._zones.setting is not None:
             done.add("applicator")
         if self._guiding:
             done.add("guide")

@@ -19,7 +19,8 @@ __all__ = ["CaseEssentials"]
 class CaseEssentials:
     """Landmarks, divots, planned paths (RAS mm) and the tumour as the margin needs it.
 
-    A replay rebuilds every number from this; the CT itself is only looked at, so it stays outside.
+    A replay rebuilds every number from this; the CT itself is only looked at, so it stays outside. So do the vessels,
+    of which it needs to know only whether there are any: zones computed beside them are recorded as they came.
     """
 
     pseudonym: str
@@ -27,12 +28,13 @@ class CaseEssentials:
     divots: tuple[Landmark, ...] = ()
     paths: tuple[PlannedPath, ...] = ()
     tumour: TumourModel | None = None
+    vessels: bool = False
 
     @classmethod
     def of(cls, case: Case, *, margin_mm: float) -> CaseEssentials:
         """Derive from a case; samples the tumour's surface and its surroundings of ``margin_mm``."""
         tumour = None if case.tumour is None else TumourModel.from_mask(case.tumour, margin_mm=margin_mm)
-        return cls(case.identity.pseudonym, case.landmarks, case.divots, case.paths, tumour)
+        return cls(case.identity.pseudonym, case.landmarks, case.divots, case.paths, tumour, case.vessels is not None)
 
     def to_bytes(self) -> bytes:
         """NPZ with the tumour's arrays and a JSON header; the same essentials give the same bytes' content hash."""
@@ -41,6 +43,7 @@ class CaseEssentials:
             "landmarks": [[p.name, *p.ras] for p in self.landmarks],
             "divots": [[p.name, *p.ras] for p in self.divots],
             "paths": [[p.name, *p.entry_ras, *p.target_ras] for p in self.paths],
+            "vessels": self.vessels,
         }
         arrays = {} if self.tumour is None else {f"tumour_{k}": v for k, v in self.tumour.to_arrays().items()}
         out = io.BytesIO()
@@ -59,6 +62,7 @@ class CaseEssentials:
             tuple(Landmark(n, (x, y, z)) for n, x, y, z in header["divots"]),
             tuple(PlannedPath(n, (a, b, c), (d, e, f)) for n, a, b, c, d, e, f in header["paths"]),
             TumourModel.from_arrays(arrays) if arrays else None,
+            bool(header.get("vessels", False)),
         )
 
     def sha256(self) -> str:

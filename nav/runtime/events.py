@@ -27,8 +27,11 @@ __all__ = [
     "OperatorEvent",
     "SelectLandmark",
     "SetPlan",
+    "StartAblation",
     "StartGuidance",
+    "StopAblation",
     "StopGuidance",
+    "TakeZone",
     "UseLandmark",
     "event_from_dict",
     "event_to_dict",
@@ -116,12 +119,38 @@ class SetPlan(OperatorEvent):
 
 @dataclass(frozen=True, slots=True)
 class ChooseApplicator(OperatorEvent):
-    """Choose applicator, power and time."""
+    """Choose applicator, power and time, and the tissue to compute for (empty: the chart alone)."""
 
     kind: ClassVar[str] = "choose_applicator"
     name: str
     power_w: float
     time_s: float
+    tissue: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StartAblation(OperatorEvent):
+    """The applicator's power went on."""
+
+    kind: ClassVar[str] = "start_ablation"
+
+
+@dataclass(frozen=True, slots=True)
+class StopAblation(OperatorEvent):
+    """The applicator's power went off."""
+
+    kind: ClassVar[str] = "stop_ablation"
+
+
+@dataclass(frozen=True, slots=True)
+class TakeZone(OperatorEvent):
+    """Take over a computed zone, known by its SHA-256 (stored beside the event in a recording), if it is still wanted.
+
+    Nobody does this by hand; it stands among the events because it changes the numbers between two ticks, as they do.
+    """
+
+    kind: ClassVar[str] = "take_zone"
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +210,8 @@ WIRE_EVENTS: tuple[type[OperatorEvent], ...] = (
     CheckTip,
     StartGuidance,
     StopGuidance,
+    StartAblation,
+    StopAblation,
     BreathHold,
     AcknowledgeAlarm,
     AddNote,

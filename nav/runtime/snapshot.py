@@ -7,20 +7,25 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nav.ablation.zone import EllipsoidZone, MarginResult
+from nav.ablation.zone import MarginResult, Zone
 from nav.geometry.poses import PoseStatus
 from nav.geometry.rigid import Rigid
 from nav.guidance.health import StreamHealth
 from nav.guidance.numbers import GateVerdict, GuidanceNumbers, TipUncertainty
+from nav.runtime.predicted_zones import ZoneRequest
+from nav.runtime.zone_state import AblationTimer, PlacedZone, ZoneSetting
 
 __all__ = [
+    "AblationTimer",
     "LandmarkRow",
     "NavigationSnapshot",
+    "PlacedZone",
     "RegistrationSummary",
     "SetupState",
     "StreamHealth",
     "ToolState",
     "TrackedImage",
+    "ZoneSetting",
 ]
 
 
@@ -106,8 +111,14 @@ class NavigationSnapshot:
         Operator events taken in up to this tick.
     needle : ToolState
         Needle tip in RAS (frame ``NeedleTip``); +Z is the direction of advance.
-    guidance, zone, margin, uncertainty : or None
+    guidance, placed, margin, uncertainty : or None
         None when the gate blanks them.
+    ablation : AblationTimer or None
+        It runs on while the needle is lost: the power does, too.
+    setting : ZoneSetting or None
+        Applicator, power, time and tissue in force.
+    zone_request : ZoneRequest or None
+        The computed zone that is missing.
     target_ras, entry_ras : (3,) or None
         The plan in force.
     """
@@ -119,7 +130,7 @@ class NavigationSnapshot:
     needle: ToolState
     tools: dict[str, ToolState]
     guidance: GuidanceNumbers | None
-    zone: EllipsoidZone | None
+    placed: PlacedZone | None
     margin: MarginResult | None
     uncertainty: TipUncertainty | None
     gate: GateVerdict
@@ -135,3 +146,11 @@ class NavigationSnapshot:
     faults: tuple[str, ...] = ()
     applicator: str = ""
     case_generation: int = 0
+    ablation: AblationTimer | None = None
+    setting: ZoneSetting | None = None
+    zone_request: ZoneRequest | None = None
+
+    @property
+    def zone(self) -> Zone | None:
+        """The zone at the end of the heating, None when it is blanked."""
+        return None if self.placed is None else self.placed.zone

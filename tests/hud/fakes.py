@@ -14,16 +14,27 @@ from nav.geometry.rigid import Rigid
 from nav.guidance.health import StreamHealth
 from nav.guidance.numbers import GateReason, GateState, GateVerdict, GuidanceNumbers, TipUncertainty
 from nav.hud.pane_frame import Marker, PaneFrame, Polyline, ViewState
-from nav.hud.session import ApplicatorInfo, CaseInfo, FileProblem, Progress, SeriesChoice, TumourChoice, ZoneSize
+from nav.hud.session import (
+    ApplicatorInfo,
+    CaseInfo,
+    FileProblem,
+    Progress,
+    SeriesChoice,
+    TissueInfo,
+    TumourChoice,
+    ZoneSize,
+)
 from nav.io.case import Landmark, PlannedPath
 from nav.runtime.events import OperatorEvent, Point
 from nav.runtime.snapshot import (
     LandmarkRow,
     NavigationSnapshot,
+    PlacedZone,
     RegistrationSummary,
     SetupState,
     ToolState,
     TrackedImage,
+    ZoneSetting,
 )
 
 MS = 1_000_000
@@ -78,20 +89,24 @@ def snapshot(now_ns: int = T0, **changes: Any) -> NavigationSnapshot:
         ),
         tools={},
         guidance=numbers(),
-        zone=EllipsoidZone(
-            np.array([50.0, 52.0, 6.0]),
-            np.array([0.0, 0.0, 1.0]),
-            22.0,
-            17.0,
-            0,
-            "emprint",
-            100.0,
-            600.0,
-            "chart",
-            "IFU",
+        placed=PlacedZone(
+            EllipsoidZone(
+                np.array([50.0, 52.0, 6.0]),
+                np.array([0.0, 0.0, 1.0]),
+                22.0,
+                17.0,
+                0,
+                "emprint",
+                100.0,
+                600.0,
+                "chart",
+                "IFU",
+            )
         ),
         margin=MarginResult(3.24, np.array([30.0, 10.0, 0.0]), 0.874, 1.1),
-        uncertainty=TipUncertainty(np.eye(3), 1.31, 2.2, {"registration": 1.2}, True),
+        uncertainty=TipUncertainty(
+            np.eye(3), 1.31, 2.2, {"registration": 1.2}, True, np.diag([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+        ),
         gate=GateVerdict(GateState.OK),
         streams=(
             stream("NeedleToTracker"),
@@ -107,6 +122,7 @@ def snapshot(now_ns: int = T0, **changes: Any) -> NavigationSnapshot:
         ),
         recording=True,
         applicator="emprint 100 W 600 s",
+        setting=ZoneSetting("emprint", "emprint", 100.0, 600.0, ""),
     )
     return replace(base, **changes)
 
@@ -130,7 +146,7 @@ def blanked(base: NavigationSnapshot, *reasons: GateReason, **changes: Any) -> N
         base,
         needle=ToolState("NeedleTip", None, PoseStatus.MISSING, 0, 0, reasons[0].text if reasons else ""),
         guidance=None,
-        zone=None,
+        placed=None,
         margin=None,
         uncertainty=None,
         gate=GateVerdict(GateState.BLANK, reasons),
@@ -218,6 +234,7 @@ class FakeSession:
         )
         self.problem = ""
         self.picture_path = "screenshot.png"
+        self.work = ""
 
     def put(self, shown: NavigationSnapshot | None, *, size: tuple[int, int] = (200, 160)) -> None:
         """Publish a snapshot and pictures of it."""
@@ -244,7 +261,7 @@ class FakeSession:
 
     def applicators(self) -> tuple[ApplicatorInfo, ...]:
         return (
-            ApplicatorInfo("emprint", "Emprint HP", {75.0: (150.0, 600.0), 100.0: (150.0, 600.0)}, "IFU"),
+            ApplicatorInfo("emprint", "Emprint HP", {75.0: (150.0, 600.0), 100.0: (150.0, 600.0)}, "IFU", True),
             ApplicatorInfo("other", "Other", {60.0: (60.0, 300.0)}, "IFU"),
         )
 
@@ -253,6 +270,12 @@ class FakeSession:
         if time_s > 590:
             raise ValueError(f"{name}: {time_s:g} s lies outside the chart (150 to 590 s)")
         return ZoneSize(30.0 + time_s / 60.0, 26.0 + time_s / 60.0, "ex vivo chart")
+
+    def tissues(self) -> tuple[TissueInfo, ...]:
+        return (TissueInfo("liver", "liver"), TissueInfo("kidney", "kidney"))
+
+    def zone_work(self) -> str:
+        return self.work
 
     def hu_at(self, ras: Point) -> float | None:
         return -42.0 if ras[0] < 0 else 61.0

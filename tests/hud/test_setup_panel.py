@@ -295,15 +295,21 @@ def test_applicator_stays_inside_the_chart(qtbot: QtBot, window: MainWindow, ses
     page.power.setCurrentIndex(1)
     assert (page.seconds.minimum(), page.seconds.maximum()) == (150, 600)
     page.seconds.setValue(300)
-    assert page.zone.text() == "Zone 35 \u00d7 31 mm"
+    assert page.zone.text() == "Chart 35 \u00d7 31 mm"
     click(qtbot, page.use)
-    assert session.events == [ChooseApplicator("emprint", 100.0, 300.0)]
+    page.tissue.setCurrentIndex(1)
+    click(qtbot, page.use)
+    assert session.events == [
+        ChooseApplicator("emprint", 100.0, 300.0),
+        ChooseApplicator("emprint", 100.0, 300.0, "liver"),
+    ]
     page.seconds.setValue(600)
     assert "outside the chart" in page.zone.text()
     assert not page.use.isEnabled()
     page.names.setCurrentIndex(1)
     assert [page.power.itemText(n) for n in range(page.power.count())] == ["60 W"]
     assert (page.seconds.minimum(), page.seconds.maximum()) == (60, 300)
+    assert [page.tissue.itemText(n) for n in range(page.tissue.count())] == ["chart only"]
 
 
 def test_start_needs_case_plan_and_registration(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from PySide6.QtCore import QEvent, QPoint, QPointF, Qt
@@ -13,7 +14,8 @@ from pytestqt.qtbot import QtBot
 from nav.hud.actions import ACTIONS
 from nav.hud.main_window import MINIMUM_SIZE, MainWindow
 from nav.hud.panes_view import PaneView
-from nav.runtime.events import AcknowledgeAlarm, BreathHold, CollectLandmark, SetPlan
+from nav.runtime.events import AcknowledgeAlarm, BreathHold, CollectLandmark, SetPlan, StartAblation, StopAblation
+from nav.runtime.snapshot import AblationTimer
 from tests.hud.fakes import MS, PATHS, T0, FakeSession, lost_snapshot, snapshot
 
 Step = Callable[[], None]
@@ -156,6 +158,22 @@ def test_operator_keys(qtbot: QtBot, window: MainWindow, session: FakeSession, s
     press(qtbot, window, Qt.Key.Key_T)
     # The plan in force is the first path; T takes the second.
     assert session.events[-1] == SetPlan(PATHS[1].target_ras, PATHS[1].entry_ras, "path 2")
+
+
+def test_the_ablation_begins_at_once_and_ends_when_asked_twice(
+    qtbot: QtBot, window: MainWindow, session: FakeSession, step: Step
+) -> None:
+    session.put(snapshot(T0))
+    step()
+    press(qtbot, window, Qt.Key.Key_G)
+    assert session.events == [StartAblation()]
+    session.put(replace(snapshot(T0), ablation=AblationTimer(12.0, 600.0, True)))
+    step()
+    assert window.rail.buttons["ablation"].isChecked()
+    press(qtbot, window, Qt.Key.Key_G)
+    assert session.events == [StartAblation()]  # Once is a question.
+    press(qtbot, window, Qt.Key.Key_G)
+    assert session.events == [StartAblation(), StopAblation()]
 
 
 def test_space_acknowledges_and_the_alarm_stays(

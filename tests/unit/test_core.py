@@ -22,13 +22,17 @@ from nav.runtime.events import (
     LoadCase,
     LoadRegistration,
     SetPlan,
+    StartAblation,
     StartGuidance,
+    StopAblation,
+    TakeZone,
     UseLandmark,
 )
 from nav.runtime.messages import LinkMessage, LinkState, Message, PoseMessage, StatusMessage, TextMessage, ToolReport
 from nav.runtime.slots import Batch, CutFeed
 from nav.runtime.snapshot import NavigationSnapshot
 from nav.runtime.summary import navigation_numbers
+from nav.runtime.zone_worker import compute_zone
 from tests.virtual_room import START_NS, play, room_messages, simulated_room
 
 S = 1_000_000_000
@@ -246,6 +250,9 @@ def test_mistaken_events_are_explained_and_change_nothing(essentials: CaseEssent
         (SetPlan((1.0, 2.0, 3.0), (1.0, 2.0, 3.0)), "entry"),
         (LoadRegistration(tuple(np.diag([1.0, 1.0, -1.0, 1.0]).ravel().tolist())), "mirrors"),
         (LoadCase("0" * 64), "not known"),
+        (TakeZone("0" * 64), "not known"),
+        (StopAblation(), "none is running"),
+        (ChooseApplicator("emprint", 100.0, 600.0, "wood"), "wood"),
     ):
         snapshot = core.tick(Batch((), (), {}), [event], START_NS + 1)
         assert words in snapshot.setup.message
@@ -287,6 +294,30 @@ def test_a_foot_switch_that_sends_nonsense_is_explained_and_changes_nothing(
     assert after.setup.done == before.setup.done
     assert after.setup.active_landmark == before.setup.active_landmark
     assert np.array_equal(after.target_ras, before.target_ras)
+
+
+def test_a_computed_zone_replaces_the_chart_when_its_event_comes(
+    essentials: CaseEssentials, messages: list[Message]
+) -> None:
+    core = NavigationCore(simulated_room(), essentials)
+    before = list(play(core, messages, until_ns=START_NS + 6 * S))[-1]
+    assert before.zone is not None
+    assert before.zone.tier == 0
+    assert before.margin is not None
+    assert before.margin.chance is not None
+    assert before.margin.chance.of_chart
+    assert before.zone_request is not None
+    event = TakeZone(core.add_zone(compute_zone(before.zone_request, None)))
+    after = core.tick(Batch((), (), before.cut), [event, StartAblation()], before.now_ns + 1)
+    assert after.zone is not None
+    assert after.zone.tier == 1
+    assert after.margin is not None
+    assert after.margin.chance is not None
+    assert not after.margin.chance.of_chart
+    assert after.margin.sigma_mm > before.margin.sigma_mm
+    assert after.zone_request is None
+    assert after.ablation is not None
+    assert after.ablation.running
 
 
 def test_power_outside_the_chart_gives_no_zone_and_says_why(

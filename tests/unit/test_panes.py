@@ -16,16 +16,17 @@ from nav.geometry.volume import Volume
 from nav.guidance.numbers import GateState, GateVerdict
 from nav.hud.pane_frame import PaneFrame, ViewState
 from nav.hud.panes import (
-    ZONE_INSET_MM,
     RenderCache,
     SceneModel,
     build_scene,
     render_panes,
     tip_panes,
 )
+from nav.hud.zone_pictures import ZONE_INSET_MM
 from nav.imaging.planes import pixel_from_ras, pixel_to_ras, ras_to_pixel
 from nav.io.case import Case, CaseIdentity, Landmark
-from nav.runtime.snapshot import NavigationSnapshot, SetupState, ToolState, TrackedImage
+from nav.runtime.snapshot import NavigationSnapshot, PlacedZone, SetupState, ToolState, TrackedImage
+from tests.unit.test_zone_surface import needle_zone, sphere_shape
 
 TARGET = np.array([20.0, -10.0, 50.0])
 ENTRY = TARGET + np.array((45.0, 40.0, 10.0))
@@ -84,7 +85,7 @@ def make_snapshot(tool: ToolState | None = None, *, zone: bool = True, step: str
     ellipsoid = EllipsoidZone(TIP, DIRECTION, 18.0, 14.0, 0, "test", 100.0, 600.0, "", "")
     return NavigationSnapshot(
         sequence=7, now_ns=200_000_000, cut={}, events=0, needle=tool, tools={}, guidance=None,
-        zone=ellipsoid if shown else None,
+        placed=PlacedZone(ellipsoid) if shown else None,
         margin=MarginResult(1.0, TARGET + np.array((0, 0, 12.0)), 0.9, 0.3) if shown else None,
         uncertainty=None, gate=GateVerdict(GateState.OK), streams=(), registration=None,
         setup=SetupState(step, frozenset(), "", active_landmark="xiphoid"), target_ras=TARGET, entry_ras=ENTRY,
@@ -195,6 +196,41 @@ def test_inner_line_is_near_the_true_inset(long_mm: float, short_mm: float) -> N
     reduced = np.stack((a * np.cos(s), b * np.sin(s)), axis=1)
     gap = [np.linalg.norm(reduced - p, axis=1).min() for p in inset]
     assert max(gap) < 0.3
+
+
+def test_a_computed_zone_shows_its_band_and_what_is_killed_already(scene: SceneModel) -> None:
+    """Every line where the zone's own distances put it, in oblique planes too."""
+    pose = needle(TIP, DIRECTION).pose
+    assert pose is not None
+    zones = {
+        name: replace(needle_zone(), ras_from_tip=pose, shape=sphere_shape(radius))
+        for name, radius in (("zone", 14.0), ("inner", 12.0), ("outer", 16.0), ("grown", 6.0))
+    }
+    shown = replace(
+        make_snapshot(),
+        placed=PlacedZone(zones["zone"], None, zones["inner"], zones["outer"], zones["grown"]),
+    )
+    frames = render_panes(scene, shown, VIEW, ALL)
+    centre = pose.apply(np.array([0.0, 0.0, -10.0]))
+    wanted = {"zone": {14.0}, "zone_inner": {9.0}, "zone_band": {12.0, 16.0}, "zone_grown": {6.0}}
+    for key in "AB":
+        found: dict[str, set[float]] = {}
+        for line in frames[key].polylines:
+            if line.style not in wanted:
+                continue
+            matrix = frames[key].ras_from_pixel
+            assert matrix is not None
+            ras = np.array([pixel_to_ras(matrix, x, y) for x, y in line.points])
+            radii = np.linalg.norm(ras - centre, axis=1)
+            assert np.ptp(radii) < 0.3
+            found.setdefault(line.style, set()).add(round(float(radii.mean()) * 4.0) / 4.0)
+        assert found == wanted
+    assert [m for m in frames["D"].markers if m.style == "worst"]
+    without = render_panes(scene, replace(shown, placed=None, margin=None), VIEW, {"D"})["D"]
+    assert not [m for m in without.markers if m.style == "worst"]
+    changed = (frames["D"].image[..., :3] != without.image[..., :3]).any(axis=2)
+    # A disc of 14 mm in parallel projection, at the scale of the 3-D pane.
+    assert changed.sum() * frames["D"].mm_per_px ** 2 == pytest.approx(np.pi * 14.0**2, rel=0.06)
 
 
 def test_overlays_can_be_hidden(scene: SceneModel) -> None:

@@ -51,7 +51,7 @@ def snapshot(scene: SceneModel) -> NavigationSnapshot:
     m[:3, 3] = scene.centre_ras - 10.0 * direction
     needle = ToolState("NeedleTip", Rigid.from_matrix(m, "NeedleTipToRas"), PoseStatus.OK, 1, 2)
     return NavigationSnapshot(
-        sequence=0, now_ns=3, cut={}, events=0, needle=needle, tools={}, guidance=None, zone=None, margin=None,
+        sequence=0, now_ns=3, cut={}, events=0, needle=needle, tools={}, guidance=None, placed=None, margin=None,
         uncertainty=None, gate=GateVerdict(GateState.OK), streams=(), registration=None,
         setup=SetupState("guide", frozenset(), ""), target_ras=scene.centre_ras,
     )  # fmt: skip

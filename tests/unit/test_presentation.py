@@ -9,6 +9,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
+from nav.ablation.zone import EllipsoidZone, MarginChance
 from nav.guidance.health import StreamClock, StreamFinding
 from nav.guidance.numbers import GateReason, GateState, GateVerdict
 from nav.hud.alarms import worst_by_code
@@ -18,6 +19,7 @@ from nav.hud.numbers_text import MINUS, Shown, format_value
 from nav.hud.palette import Level
 from nav.hud.presentation import present
 from nav.hud.streams_text import stream_line
+from nav.runtime.snapshot import AblationTimer, PlacedZone
 from tests.hud.fakes import (
     ALL_STEPS,
     MS,
@@ -392,6 +394,56 @@ def test_margin_is_called_good_only_when_its_uncertainty_allows(
     assert margin.glyph != ""
     assert "CHART (manufacturer reference)" in margin.detail
     assert "2\u03c3" in margin.detail
+
+
+CHANCE = MarginChance(0.834, 0.9, 1.1, 2.0, False, "")
+
+
+@pytest.mark.parametrize(
+    ("tier", "title", "basis"),
+    [
+        (0, "MIN MARGIN TO THE CHART", "CHART (manufacturer reference)"),
+        (1, "PREDICTED MIN MARGIN", "TIER 1 around the needle"),
+        (2, "PREDICTED MIN MARGIN", "TIER 2 in 3-D, with vessels"),
+    ],
+)
+def test_the_tier_is_named_and_a_chart_is_never_called_a_prediction(tier: int, title: str, basis: str) -> None:
+    shown = snapshot(T0)
+    assert shown.margin is not None
+    assert isinstance(shown.zone, EllipsoidZone)
+    chance = replace(CHANCE, of_chart=tier == 0)
+    shown = replace(
+        shown, placed=PlacedZone(replace(shown.zone, tier=tier)), margin=replace(shown.margin, chance=chance)
+    )
+    margin = readout(present(shown, T0), "margin")
+    assert margin.title == title
+    assert basis in margin.detail
+    assert ("P(\u2265 5 mm) 83 %" in margin.detail) is (tier > 0)
+    assert "PREDICT" not in margin.title or tier > 0
+    unknown = replace(shown, uncertainty=replace(shown.uncertainty, calibrated=False))  # type: ignore[type-var]
+    assert "P(" not in readout(present(unknown, T0), "margin").detail
+    assert "tier 2 40 %" in readout(present(shown, T0, zone_work="tier 2 40 %"), "margin").title
+
+
+def test_the_timer_takes_the_place_of_the_angle_and_outlives_the_needle() -> None:
+    shown = replace(snapshot(T0), ablation=AblationTimer(200.4, 600.0, True))
+    state = present(shown, T0)
+    assert "angle" not in {r.key for r in state.readouts}
+    assert (readout(state, "ablation").value, readout(state, "ablation").detail) == (
+        "3:20",
+        "running, of 10:00 planned",
+    )
+    assert state.ablating
+    lost = present(replace(lost_snapshot(T0), ablation=shown.ablation), T0)
+    assert readout(lost, "ablation").value == "3:20"
+    assert readout(lost, "margin").value == "---"
+    over = readout(present(replace(shown, ablation=AblationTimer(601.0, 600.0, True)), T0), "ablation")
+    assert (over.level, over.glyph) == (Level.MEDIUM, "!")
+    ended = present(replace(shown, ablation=AblationTimer(330.0, 600.0, False)), T0)
+    assert "ended" in readout(ended, "ablation").detail
+    assert not ended.ablating
+    stopped = present(shown, T0 + 2000 * MS)
+    assert readout(stopped, "angle").value == "---"
 
 
 def test_margin_word_follows_the_number_computed_and_not_the_one_settled() -> None:

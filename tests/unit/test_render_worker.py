@@ -32,7 +32,7 @@ def snapshot(sequence: int, case_generation: int = 0, acquired_ns: int | None = 
     acquired = sequence if acquired_ns is None else acquired_ns
     return NavigationSnapshot(
         sequence=sequence, now_ns=sequence, cut={}, events=0,
-        needle=ToolState("NeedleTip", None, PoseStatus.MISSING, acquired, 0), tools={}, guidance=None, zone=None,
+        needle=ToolState("NeedleTip", None, PoseStatus.MISSING, acquired, 0), tools={}, guidance=None, placed=None,
         margin=None, uncertainty=None, gate=GateVerdict(GateState.BLANK), streams=(), registration=None,
         setup=SetupState("plan", frozenset(), ""), case_generation=case_generation,
     )  # fmt: skip

@@ -48,7 +48,7 @@ def snapshot(
         needle=ToolState("NeedleTip", None, PoseStatus.MISSING, 0, 0),
         tools={},
         guidance=guidance,
-        zone=None,
+        placed=None,
         margin=None if margin is None else MarginResult(margin, np.zeros(3), 0.9, 1.0),
         uncertainty=None,
         gate=gate,

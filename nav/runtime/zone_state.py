@@ -1,0 +1,246 @@
+"""Which zone stands on the needle: chart, computed around it, or computed in the patient; and a running ablation.
+
+Computed zones come from elsewhere (`nav.runtime.zone_worker`) and are taken over between two ticks. `request` says what
+is wanted now; a result that answers another request is dropped. So a zone of tier 2 holds at the pose for which it was
+computed, within `STILL_MM` and `STILL_DEG`, and gives way to tier 1 as soon as the needle leaves it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from nav.ablation.applicators import Applicator, ChartRangeError, load_applicator, place_zone
+from nav.ablation.needle_zone import NeedleShape
+from nav.ablation.prediction import Band, place_shape
+from nav.ablation.thermal import Tissue, load_tissue
+from nav.ablation.zone import NeedleZone, Zone
+from nav.config.load import ConfigError
+from nav.geometry.rigid import Rigid
+from nav.runtime.predicted_zones import BoxPrediction, NeedlePrediction, Prediction, ZoneRequest
+
+__all__ = ["AblationTimer", "PlacedZone", "ZoneSetting", "ZoneState"]
+
+#: A needle that stays within this of a pose ...
+STILL_MM, STILL_DEG = 1.5, 1.5
+#: ... for this long is worth a zone of tier 2, which then holds for as long as it stays there.
+STILL_NS = 1_000_000_000
+#: The zone made so far is worked out anew this often.
+GROWTH_STEP_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ZoneSetting:
+    """What the operator chose: ``device`` is the applicator's name as shown. ``tissue`` empty: the chart alone."""
+
+    applicator: str
+    device: str
+    power_w: float
+    time_s: float
+    tissue: str
+
+
+@dataclass(frozen=True, slots=True)
+class AblationTimer:
+    """A running or ended ablation, as the operator declared it.
+
+    Attributes
+    ----------
+    elapsed_s : float
+        Since it began; stands still once it ended.
+    time_s : float
+        What was planned.
+    running : bool
+    """
+
+    elapsed_s: float
+    time_s: float
+    running: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlacedZone:
+    """The zone at one needle pose.
+
+    Attributes
+    ----------
+    zone : Zone
+        At the end of the heating.
+    band : Band or None
+        How far its surface may lie from there, as far as perfusion, power and model are known. None for a chart, which
+        states no error of its own.
+    inner, outer : NeedleZone or None
+        The band's two surfaces on the needle.
+    grown : NeedleZone or None
+        What a running ablation has killed so far; None without one, before anything is certain, and for a chart.
+    """
+
+    zone: Zone
+    band: Band | None = None
+    inner: NeedleZone | None = None
+    outer: NeedleZone | None = None
+    grown: NeedleZone | None = None
+
+
+class ZoneState:
+    """The choice of applicator and tissue, the zones computed for it, and the ablation's timer.
+
+    Parameters
+    ----------
+    applicator, power_w, time_s, tissue
+        As `choose`.
+    """
+
+    def __init__(self, applicator: str, power_w: float, time_s: float, tissue: str) -> None:
+        self._case = 0
+        self._vessels = False
+        self._started_ns = self._stopped_ns = 0
+        self.choose(applicator, power_w, time_s, tissue)
+
+    def choose(self, name: str, power_w: float, time_s: float, tissue: str) -> str:
+        """Take another applicator, setting or tissue; returns what is wrong with it or to be known of it."""
+        if self._started_ns and not self._stopped_ns:
+            return "applicator: an ablation is running; stop it first"
+        self._forget()
+        self._started_ns = self._stopped_ns = 0
+        self._applicator: Applicator | None = None
+        self._tissue: Tissue | None = None
+        self.setting: ZoneSetting | None = None
+        self.text, self.problem = "", ""
+        try:
+            applicator = load_applicator(name)
+            applicator.size(power_w, time_s)
+            found = load_tissue(tissue) if tissue else None
+        except (ChartRangeError, ConfigError, LookupError) as error:
+            self.problem = str(error)
+            return self.problem
+        self._applicator = applicator
+        self.setting = ZoneSetting(name, applicator.name, power_w, time_s, tissue)
+        self.text = f"{applicator.name} {power_w:g} W {time_s:g} s"
+        if found is None:
+            return ""
+        if applicator.heating is None:
+            return f"{applicator.name}: its file has no [heating]; the zone is the chart's, not a prediction"
+        self._tissue = found
+        fitted = load_tissue(applicator.heating.tissue).name
+        if fitted != found.name:
+            return f"{applicator.name} was fitted in {fitted}: how well that carries over to {found.name} is not known"
+        return ""
+
+    def _forget(self) -> None:
+        """No computed zone stands any more."""
+        self._near: NeedlePrediction | None = None
+        self._grown: tuple[int, NeedleShape | None] | None = None
+        self._forget_box()
+
+    def _forget_box(self) -> None:
+        self._box: BoxPrediction | None = None
+        self._anchor: Rigid | None = None
+        self._anchor_ns = 0
+        self._box_wanted: ZoneRequest | None = None
+
+    def change_case(self, generation: int, vessels: bool) -> None:
+        """Another case: its vessels count from now on."""
+        self._case, self._vessels = generation, vessels
+        self._forget_box()
+
+    # -- computed zones ------------------------------------------------------------------------------------------
+
+    @property
+    def request(self) -> ZoneRequest | None:
+        """What should be computed now, None when nothing is missing."""
+        setting = self.setting
+        if setting is None or self._tissue is None:
+            return None
+        if self._near is None:
+            return ZoneRequest(1, setting.applicator, setting.power_w, setting.time_s, setting.tissue)
+        return None if self._box is not None else self._box_wanted
+
+    def take(self, prediction: Prediction) -> bool:
+        """Take a result over; False when what it answers is not wanted any more."""
+        if prediction.request != self.request:
+            return False
+        if isinstance(prediction, NeedlePrediction):
+            self._near = prediction
+        else:
+            self._box = prediction
+        return True
+
+    def _follow(self, pose: Rigid, now_ns: int, worthwhile: bool) -> None:
+        """Want a zone of tier 2 where the needle stays; drop it when the needle leaves."""
+        setting = self.setting
+        if setting is None or self._near is None or self._near.growth.whole.is_empty or not self._vessels:
+            return
+        if self._anchor is None or not _is_near(pose, self._anchor):
+            self._forget_box()
+            self._anchor, self._anchor_ns = pose, now_ns
+        elif worthwhile and self._box_wanted is None and now_ns - self._anchor_ns >= STILL_NS:
+            self._box_wanted = ZoneRequest(
+                2, setting.applicator, setting.power_w, setting.time_s, setting.tissue, self._case,
+                tuple(self._anchor.translation.tolist()), tuple(self._anchor.rotation[:, 2].tolist()),
+            )  # fmt: skip
+
+    # -- a running ablation --------------------------------------------------------------------------------------
+
+    def start(self, now_ns: int) -> str:
+        """The power went on; returns why that cannot be followed, or nothing."""
+        if self._applicator is None:
+            return "ablation: choose an applicator first"
+        if self._started_ns and not self._stopped_ns:
+            return "ablation: one is running; stop it first"
+        self._started_ns, self._stopped_ns = now_ns, 0
+        return ""
+
+    def stop(self, now_ns: int) -> str:
+        """The power went off."""
+        if not self._started_ns or self._stopped_ns:
+            return "ablation: none is running"
+        self._stopped_ns = now_ns
+        return ""
+
+    def timer(self, now_ns: int) -> AblationTimer | None:
+        """The ablation that was declared last; None before any."""
+        if not self._started_ns or self.setting is None:
+            return None
+        until_ns = self._stopped_ns or now_ns
+        return AblationTimer((until_ns - self._started_ns) / 1e9, self.setting.time_s, not self._stopped_ns)
+
+    # -- on the needle -------------------------------------------------------------------------------------------
+
+    def at(self, pose: Rigid, now_ns: int, *, worthwhile: bool = True) -> PlacedZone | None:
+        """The zone on a needle; None without a usable choice. ``worthwhile`` False: none of tier 2 is wanted here."""
+        applicator, setting = self._applicator, self.setting
+        if applicator is None or setting is None:
+            return None
+        self._follow(pose, now_ns, worthwhile)
+        near, tissue = self._near, self._tissue
+        if near is None or tissue is None:
+            return PlacedZone(place_zone(applicator, setting.power_w, setting.time_s, pose))
+
+        def place(shape: NeedleShape | None) -> NeedleZone | None:
+            if shape is None or shape.is_empty:
+                return None
+            return place_shape(applicator, setting.power_w, setting.time_s, tissue, shape, pose)
+
+        band = near.band
+        zone: Zone = place_shape(applicator, setting.power_w, setting.time_s, tissue, near.growth.whole, pose)
+        if self._box is not None:
+            zone = self._box.zone
+        timer = self.timer(now_ns)
+        grown = None
+        if timer is not None:
+            step = math.floor(timer.elapsed_s / GROWTH_STEP_S)
+            if self._grown is None or self._grown[0] != step:
+                self._grown = (step, near.growth.at(step * GROWTH_STEP_S))
+            grown = self._grown[1]
+        inner, outer = (None, None) if band is None else (place(band.inner), place(band.outer))
+        return PlacedZone(zone, band, inner, outer, place(grown))
+
+
+def _is_near(pose: Rigid, other: Rigid) -> bool:
+    """Whether two needle poses are within `STILL_MM` and `STILL_DEG`; a turn about the needle's axis does not count."""
+    moved = float(np.linalg.norm(pose.translation - other.translation))
+    turned = float(pose.rotation[:, 2] @ other.rotation[:, 2])
+    return moved <= STILL_MM and turned >= math.cos(math.radians(STILL_DEG))
