@@ -49,6 +49,10 @@ WANTED_MM = 5.0
 _POINTS, _DRAWS = 400, 128
 #: Errors that can be drawn: 7 of the surface, 6 of each needle's pose, those of the zone.
 _MOST_ERRORS = 96
+#: To first order, a point this much better than the worst one of a draw may still be it, mm.
+_NEARLY_MM = 1.0
+#: Multiplications in one call of the linear algebra library that keep it on one thread.
+_MOST_PRODUCTS = 200_000
 #: Half a step of the finite differences that give the direction to the zone's surface.
 _STEP_MM = 0.5
 
@@ -224,24 +228,34 @@ class _Model:
         """(draws,) where each draw lies along a direction of the errors."""
         return np.asarray(self._draws @ direction)
 
-    def drawn(self, direction: Array) -> tuple[Array, Array]:
-        """(points, draws) margins, and how fast each grows along a direction of the errors."""
+    def may_be_worst(self, slopes: Array) -> NDArray[np.intp]:
+        """Points which are nearly the worst in a draw, to first order; always the first one."""
+        linear = _product(slopes, self._draws.T)
+        linear += self.margins[:, None]
+        near = (linear - linear.min(axis=0)).min(axis=1) <= _NEARLY_MM
+        near[0] = True
+        return np.flatnonzero(near)
+
+    def drawn(self, some: NDArray[np.intp], direction: Array) -> tuple[Array, Array]:
+        """(points, draws) margins of some points, and how fast each grows along a direction of the errors."""
         best = leader = None
-        rates = self.slopes @ direction
+        points, slopes = self.points[some], self.slopes[:, some]
+        rates = slopes @ direction
+        own = slice(self._first_pose)
         for i, (one, root) in enumerate(zip(self.zones, self._roots, strict=True)):
-            margins = self.slopes[i, :, : self._first_pose] @ self._draws[:, : self._first_pose].T
+            margins = _product(slopes[i, :, own], self._draws[:, own].T)
             if root.any():
                 # The needle moved by its error sees a point where the point moved back lies. One product for all:
                 # (arm, 1) times rows of (identity less the rotation's matrix, tip less shift).
                 tip = one.ras_from_tip.translation
-                x, y, w, *shift = (self._draws[:, self._pose(i)] @ root.T)[:, [3, 4, 5, 0, 1, 2]].T
-                o, e = np.zeros_like(x), np.ones_like(x)
-                back = np.array([[e, -w, y], [w, e, -x], [-y, x, e], [tip[c] - shift[c] for c in range(3)]])
-                back = back.transpose(0, 2, 1).reshape(4, -1)
-                arms = np.concatenate([self.points - tip, np.ones((len(self.points), 1))], axis=1)
-                margins += _zone_margins((arms @ back).reshape(-1, 3), one.zone).reshape(margins.shape)
+                r, p, q, w, x, y = (self._draws[:, self._pose(i)] @ root.T).T
+                e = np.ones_like(w)
+                back = np.array([[e, -y, x], [y, e, -w], [-x, w, e], [tip[0] - r, tip[1] - p, tip[2] - q]])
+                arms = np.concatenate([points - tip, np.ones((len(points), 1))], axis=1)
+                moved = _product(arms, np.ascontiguousarray(back.transpose(0, 2, 1)).reshape(4, -1))
+                margins += _zone_margins(moved.reshape(-1, 3), one.zone).reshape(margins.shape)
             else:
-                margins += _zone_margins(self.points, one.zone)[:, None]
+                margins += _zone_margins(points, one.zone)[:, None]
             if best is None or leader is None:
                 best, leader = margins, np.broadcast_to(rates[i][:, None], margins.shape)
             else:
@@ -250,6 +264,15 @@ class _Model:
         assert best is not None
         assert leader is not None
         return best, leader
+
+
+def _product(left: Array, right: Array) -> Array:
+    """``left @ right`` in pieces too small for the library's threads, which are slower here than the work itself."""
+    out = np.empty((len(left), right.shape[1]))
+    step = max(_MOST_PRODUCTS // right.size, 1)
+    for start in range(0, len(left), step):
+        np.matmul(left[start : start + step], right, out=out[start : start + step])
+    return out
 
 
 def margin_chance(samples: ChanceSamples, zones: Sequence[UncertainZone], worst_point_ras: ArrayLike) -> MarginChance:
@@ -283,13 +306,14 @@ def margin_chance(samples: ChanceSamples, zones: Sequence[UncertainZone], worst_
     if not np.isfinite(model.margins).all():
         nothing = math.nan if np.isnan(model.margins).any() else 0.0
         return MarginChance(nothing, nothing, math.nan, float(model.margins.min()), any(charts), basis)
-    slope = model.slopes_now()[0]
+    slopes = model.slopes_now()
+    slope = slopes[0]
     sigma = float(np.linalg.norm(slope))
     if sigma == 0.0:
         surely = float(model.margins.min() >= WANTED_MM)
         return MarginChance(surely, surely, 0.0, float(model.margins.min()), any(charts), basis)
     direction = slope / sigma
-    margins, rates = model.drawn(direction)
+    margins, rates = model.drawn(model.may_be_worst(slopes), direction)
     here = model.along(direction)
     smallest = margins.min(axis=0)
     return MarginChance(
