@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 
 from nav.ablation.margin import compute_margin, surface_margins_mm, table_margins_mm
 from nav.ablation.tumour import TumourModel, thinned
@@ -53,6 +53,10 @@ _MOST_ERRORS = 96
 _NEARLY_MM = 1.0
 #: Multiplications in one call of the linear algebra library that keep it on one thread.
 _MOST_PRODUCTS = 200_000
+#: Quantile of a one-sided 95 %.
+_Z95 = 1.6449
+#: Slower than this, mm per sigma, a margin stands still.
+_STILL = 1e-9
 #: Half a step of the finite differences that give the direction to the zone's surface.
 _STEP_MM = 0.5
 
@@ -118,6 +122,11 @@ def prepare_chance(model: TumourModel, *, points: int = _POINTS, draws: int = _D
     normal = qmc.MultivariateNormalQMC(
         np.zeros(_MOST_ERRORS), engine=qmc.Sobol(_MOST_ERRORS, scramble=True, seed=20), inv_transform=True
     ).random(draws)
+    # Of mean 0, unit variance and uncorrelated also as a sample, as far as there are draws for it.
+    use = min(_MOST_ERRORS, draws // 2)
+    normal -= normal.mean(axis=0)
+    q, r = np.linalg.qr(normal[:, :use])
+    normal = np.where(np.diag(r) < 0.0, -q, q) * math.sqrt(draws)
     return ChanceSamples(_frozen(few), model.voxel_axes_mm, model.patch_sigma_mm, _frozen(normal))
 
 
@@ -316,30 +325,32 @@ def margin_chance(samples: ChanceSamples, zones: Sequence[UncertainZone], worst_
     margins, rates = model.drawn(model.may_be_worst(slopes), direction)
     here = model.along(direction)
     smallest = margins.min(axis=0)
+    sigma, five = float(np.std(smallest)), float(np.quantile(smallest, 0.05))
+    # The draws' own 5 % first, then two steps on the scale where a normal distribution is a line.
+    for _ in range(2):
+        share = float(_share_of_lines(margins, rates, here, five).mean())
+        five += sigma * float(np.clip(ndtri(np.clip(share, 1e-6, 1.0 - 1e-6)) - _Z95, -1.0, 1.0))
     return MarginChance(
-        p_ge5=float(_share_of_lines(margins, rates, here).mean()),
-        p_ge5_worst=float(_share_of_lines(margins[:1], rates[:1], here).mean()),
-        sigma_mm=float(np.std(smallest)),
-        at_least_mm=float(np.quantile(smallest, 0.05)),
+        p_ge5=float(_share_of_lines(margins, rates, here, WANTED_MM).mean()),
+        p_ge5_worst=float(_share_of_lines(margins[:1], rates[:1], here, WANTED_MM).mean()),
+        sigma_mm=sigma,
+        at_least_mm=five,
         of_chart=any(charts),
         basis=basis,
     )
 
 
-def _share_of_lines(margins: Array, rates: Array, here: Array) -> Array:
+def _share_of_lines(margins: Array, rates: Array, here: Array, wanted_mm: float) -> Array:
     """(draws,) chance that every margin is large enough on the line through each draw.
 
     A line is the draw moved along the direction, from where it is (``here``) to wherever; margins change along it at
     ``rates``. Where all are large enough is an interval of it.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        at = (WANTED_MM - margins) / rates
     # A margin that does not change there forbids the line, or nothing.
-    still = np.abs(rates) < 1e-9
-    low = np.where(still, np.where(margins >= WANTED_MM, -np.inf, np.inf), np.where(rates > 0.0, at, -np.inf)).max(
-        axis=0
-    )
-    high = np.where(~still & (rates < 0.0), at, np.inf).min(axis=0)
+    rates = np.where(np.abs(rates) < _STILL, _STILL, rates)
+    at = (wanted_mm - margins) / rates
+    low = np.where(rates > 0.0, at, -np.inf).max(axis=0)
+    high = np.where(rates < 0.0, at, np.inf).min(axis=0)
     return np.maximum(ndtr(here + high) - ndtr(here + low), 0.0)
 
 
