@@ -46,7 +46,7 @@ Array = NDArray[np.float64]
 #: The margin asked for.
 WANTED_MM = 5.0
 #: Points of the surface and draws: enough for 0.03 of probability, few enough for every pose.
-_POINTS, _DRAWS = 400, 128
+_POINTS, _DRAWS = 320, 128
 #: Errors that can be drawn: 7 of the surface, 6 of each needle's pose, those of the zone.
 _MOST_ERRORS = 96
 #: To first order, a point this much better than the worst one of a draw may still be it, mm.
@@ -266,7 +266,7 @@ class _Model:
             else:
                 margins += _zone_margins(points, one.zone)[:, None]
             if best is None or leader is None:
-                best, leader = margins, np.broadcast_to(rates[i][:, None], margins.shape)
+                best, leader = margins, rates[i][:, None]
             else:
                 leader = np.where(margins > best, rates[i][:, None], leader)
                 best = np.maximum(best, margins)
@@ -325,14 +325,15 @@ def margin_chance(samples: ChanceSamples, zones: Sequence[UncertainZone], worst_
     margins, rates = model.drawn(model.may_be_worst(slopes), direction)
     here = model.along(direction)
     smallest = margins.min(axis=0)
+    lines = _Lines(margins, rates, here)
     sigma, five = float(np.std(smallest)), float(np.quantile(smallest, 0.05))
     # The draws' own 5 % first, then two steps on the scale where a normal distribution is a line.
     for _ in range(2):
-        share = float(_share_of_lines(margins, rates, here, five).mean())
+        share = lines.share(five)
         five += sigma * float(np.clip(ndtri(np.clip(share, 1e-6, 1.0 - 1e-6)) - _Z95, -1.0, 1.0))
     return MarginChance(
-        p_ge5=float(_share_of_lines(margins, rates, here, WANTED_MM).mean()),
-        p_ge5_worst=float(_share_of_lines(margins[:1], rates[:1], here, WANTED_MM).mean()),
+        p_ge5=lines.share(WANTED_MM),
+        p_ge5_worst=_Lines(margins[:1], rates[:1], here).share(WANTED_MM),
         sigma_mm=sigma,
         at_least_mm=five,
         of_chart=any(charts),
@@ -340,18 +341,36 @@ def margin_chance(samples: ChanceSamples, zones: Sequence[UncertainZone], worst_
     )
 
 
-def _share_of_lines(margins: Array, rates: Array, here: Array, wanted_mm: float) -> Array:
-    """(draws,) chance that every margin is large enough on the line through each draw.
+class _Lines:
+    """Lines through the draws, along one direction: how likely every margin is large enough on each.
 
     A line is the draw moved along the direction, from where it is (``here``) to wherever; margins change along it at
     ``rates``. Where all are large enough is an interval of it.
     """
-    # A margin that does not change there forbids the line, or nothing.
-    rates = np.where(np.abs(rates) < _STILL, _STILL, rates)
-    at = (wanted_mm - margins) / rates
-    low = np.where(rates > 0.0, at, -np.inf).max(axis=0)
-    high = np.where(rates < 0.0, at, np.inf).min(axis=0)
-    return np.maximum(ndtr(here + high) - ndtr(here + low), 0.0)
+
+    def __init__(self, margins: Array, rates: Array, here: Array) -> None:
+        # A margin that does not change there forbids the line, or nothing.
+        slow = 1.0 / np.where(np.abs(rates) < _STILL, _STILL, rates)
+        self._here = here
+        if rates.shape[1] == 1:  # every point belongs to one side of the intervals
+            up = slow[:, 0] > 0.0
+            self._low = self._side(margins[up], slow[up])
+            self._high = self._side(margins[~up], slow[~up])
+        else:
+            up = slow > 0.0
+            self._low = self._side(margins, np.where(up, slow, 0.0), np.where(up, 0.0, -np.inf))
+            self._high = self._side(margins, np.where(up, 0.0, slow), np.where(up, np.inf, 0.0))
+
+    @staticmethod
+    def _side(margins: Array, slow: Array, otherwise: Array | float = 0.0) -> tuple[Array, Array]:
+        return slow, otherwise - margins * slow
+
+    def share(self, wanted_mm: float) -> float:
+        """Over all lines."""
+        low, high = (wanted_mm * slow + start for slow, start in (self._low, self._high))
+        first = self._here + low.max(axis=0, initial=-np.inf)
+        last = self._here + high.min(axis=0, initial=np.inf)
+        return float(np.maximum(ndtr(last) - ndtr(first), 0.0).mean())
 
 
 def _basis(zones: Sequence[UncertainZone]) -> str:
