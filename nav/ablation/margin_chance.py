@@ -24,7 +24,8 @@ from scipy.special import ndtr, ndtri
 
 from nav.ablation.margin import compute_margin, surface_margins_mm, table_margins_mm
 from nav.ablation.tumour import TumourModel, thinned
-from nav.ablation.zone import EllipsoidZone, MarginChance, MarginResult, Zone
+from nav.ablation.vessel_cut import cut_shifts
+from nav.ablation.zone import EllipsoidZone, MarginChance, MarginResult, NeedleZone, Zone
 from nav.geometry.rigid import Rigid
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ _MOST_PRODUCTS = 200_000
 _Z95 = 1.6449
 #: Slower than this, mm per sigma, a margin stands still.
 _STILL = 1e-9
+#: Gauss's quadrature over a normal distribution.
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(5)
+_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 #: Half a step of the finite differences that give the direction to the zone's surface.
 _STEP_MM = 0.5
 
@@ -165,7 +169,7 @@ def _modes_at(points: Array, band: Band, ras_from_tip: Rigid) -> Array:
 
 @lru_cache(maxsize=16)
 def _ellipsoid_table(semi_long_mm: float, semi_short_mm: float) -> Array:
-    """Signed distances in the half plane, 1 mm apart, from 12 mm behind the ellipsoid to 12 mm before it."""
+    """Signed distances in the half plane, 1 mm apart, to 12 mm around the ellipsoid."""
     rows, columns = 2 * math.ceil(semi_long_mm + 12.0) + 1, math.ceil(semi_short_mm + 12.0)
     z = np.arange(rows) - 0.5 * (rows - 1)
     points = np.stack(np.broadcast_arrays(np.arange(columns) + 0.5, 0.0, z[:, None]), axis=-1).reshape(-1, 3)
@@ -173,12 +177,40 @@ def _ellipsoid_table(semi_long_mm: float, semi_short_mm: float) -> Array:
     return _frozen(surface_margins_mm(points, at).reshape(rows, columns))
 
 
-def _zone_margins(points: Array, zone: Zone) -> Array:
-    """As `surface_margins_mm`; of an ellipsoid looked up and not solved for: there are many points."""
-    if not isinstance(zone, EllipsoidZone):
-        return surface_margins_mm(points, zone)
-    table = _ellipsoid_table(zone.semi_long_mm, zone.semi_short_mm)
-    return table_margins_mm(points, zone.centre_ras, zone.axis_ras, table, -0.5 * (len(table) - 1), 1.0)
+def _moved_margins(points: Array, one: UncertainZone, poses: Array) -> Array:
+    """(points, poses) margins when the needle is off by each of (poses, 6): shift in mm, rotation in rad.
+
+    The moved needle sees a point where the point moved back lies; and vessels as well, which stay where they are.
+    """
+    tip = one.ras_from_tip.translation
+    r, p, q, w, x, y = poses.T
+    e = np.ones_like(w)
+    # One product for all: (arm, 1) times rows of (identity less the rotation's matrix, tip less shift).
+    back = np.array([[e, -y, x], [y, e, -w], [-x, w, e], [tip[0] - r, tip[1] - p, tip[2] - q]])
+    right = np.ascontiguousarray(back.transpose(0, 2, 1)).reshape(4, -1)
+
+    def moved(some: Array) -> Array:
+        arms = np.concatenate([some - tip, np.ones((len(some), 1))], axis=1)
+        return _product(arms, right).reshape(len(some), len(poses), 3)
+
+    zone = one.zone
+    seen = moved(points)
+    flat = seen.reshape(-1, 3)
+    if isinstance(zone, NeedleZone):
+        rotation, shape = zone.ras_from_tip.rotation, zone.shape
+        cut = zone.cut
+        margins = surface_margins_mm(flat, replace(zone, cut=None)).reshape(seen.shape[:2])
+        if cut is not None and len(cut.walls_ras):
+            away = cut_shifts(shape, (moved(cut.walls_ras) - zone.ras_from_tip.translation) @ rotation, cut.depth_mm)
+            for shift in away @ rotation.T:
+                there = surface_margins_mm((seen - shift).reshape(-1, 3), replace(zone, cut=None))
+                np.minimum(margins, there.reshape(margins.shape) - cut.slack_mm, out=margins)
+        return margins
+    if isinstance(zone, EllipsoidZone):  # looked up and not solved for: there are many points
+        table = _ellipsoid_table(zone.semi_long_mm, zone.semi_short_mm)
+        found = table_margins_mm(flat, zone.centre_ras, zone.axis_ras, table, -0.5 * (len(table) - 1), 1.0)
+        return found.reshape(seen.shape[:2])
+    return surface_margins_mm(flat, zone).reshape(seen.shape[:2])
 
 
 def _root(covariance: Array | None) -> Array:
@@ -206,7 +238,8 @@ class _Model:
             raise ValueError(f"{len(zones)} zones: too many to draw their errors")
         self._draws = samples.draws[:, : self.errors]
         self._roots = [_root(z.pose_covariance) for z in zones]
-        margins, slopes = [], []
+        margins: list[Array] = []
+        slopes: list[Array] = []
         for i, (one, root) in enumerate(zip(zones, self._roots, strict=True)):
             margin, gradient = _directions(points, one.zone)
             at = self._pose(i)
@@ -215,13 +248,15 @@ class _Model:
             across = gradient @ samples.voxel_axes_mm / math.sqrt(12.0)
             slope[:, 0:3], slope[:, 3:6] = np.maximum(across, 0.0), np.maximum(-across, 0.0)
             slope[:, 6] = samples.patch_sigma_mm
-            arm = points - one.ras_from_tip.translation
-            slope[:, at] = -np.concatenate([gradient, np.cross(arm, gradient)], axis=1) @ root
+            if root.any():
+                both = _moved_margins(points, one, np.concatenate([0.5 * root.T, -0.5 * root.T]))
+                slope[:, at] = both[:, :6] - both[:, 6:]
             if one.band is not None:
                 modes = _modes_at(points, one.band, one.ras_from_tip)
                 slope[:, 7 : 7 + modes.shape[1]] = modes
             margins.append(margin)
             slopes.append(slope)
+        self.needles = margins
         self.slopes = np.stack(slopes)
         self._leader = np.argmax(margins, axis=0)
         self.margins = np.max(margins, axis=0)
@@ -254,17 +289,9 @@ class _Model:
         for i, (one, root) in enumerate(zip(self.zones, self._roots, strict=True)):
             margins = _product(slopes[i, :, own], self._draws[:, own].T)
             if root.any():
-                # The needle moved by its error sees a point where the point moved back lies. One product for all:
-                # (arm, 1) times rows of (identity less the rotation's matrix, tip less shift).
-                tip = one.ras_from_tip.translation
-                r, p, q, w, x, y = (self._draws[:, self._pose(i)] @ root.T).T
-                e = np.ones_like(w)
-                back = np.array([[e, -y, x], [y, e, -w], [-x, w, e], [tip[0] - r, tip[1] - p, tip[2] - q]])
-                arms = np.concatenate([points - tip, np.ones((len(points), 1))], axis=1)
-                moved = _product(arms, np.ascontiguousarray(back.transpose(0, 2, 1)).reshape(4, -1))
-                margins += _zone_margins(moved.reshape(-1, 3), one.zone).reshape(margins.shape)
+                margins += _moved_margins(points, one, self._draws[:, self._pose(i)] @ root.T)
             else:
-                margins += _zone_margins(points, one.zone)[:, None]
+                margins += self.needles[i][some, None]
             if best is None or leader is None:
                 best, leader = margins, rates[i][:, None]
             else:
@@ -324,10 +351,10 @@ def margin_chance(samples: ChanceSamples, zones: Sequence[UncertainZone], worst_
     direction = slope / sigma
     margins, rates = model.drawn(model.may_be_worst(slopes), direction)
     here = model.along(direction)
-    smallest = margins.min(axis=0)
     lines = _Lines(margins, rates, here)
-    sigma, five = float(np.std(smallest)), float(np.quantile(smallest, 0.05))
-    # The draws' own 5 % first, then two steps on the scale where a normal distribution is a line.
+    mean, sigma = lines.smallest()
+    # That of a normal distribution first, then two steps on the scale where one is a line.
+    five = mean - _Z95 * sigma
     for _ in range(2):
         share = lines.share(five)
         five += sigma * float(np.clip(ndtri(np.clip(share, 1e-6, 1.0 - 1e-6)) - _Z95, -1.0, 1.0))
@@ -351,7 +378,7 @@ class _Lines:
     def __init__(self, margins: Array, rates: Array, here: Array) -> None:
         # A margin that does not change there forbids the line, or nothing.
         slow = 1.0 / np.where(np.abs(rates) < _STILL, _STILL, rates)
-        self._here = here
+        self._margins, self._rates, self._here = margins, rates, here
         if rates.shape[1] == 1:  # every point belongs to one side of the intervals
             up = slow[:, 0] > 0.0
             self._low = self._side(margins[up], slow[up])
@@ -364,6 +391,12 @@ class _Lines:
     @staticmethod
     def _side(margins: Array, slow: Array, otherwise: Array | float = 0.0) -> tuple[Array, Array]:
         return slow, otherwise - margins * slow
+
+    def smallest(self) -> tuple[float, float]:
+        """Mean and standard deviation of the smallest margin, by quadrature along the lines."""
+        found = np.array([(self._margins + (t - self._here) * self._rates).min(axis=0) for t in _NODES])
+        mean = float(_WEIGHTS @ found.mean(axis=1))
+        return mean, math.sqrt(float(_WEIGHTS @ ((found - mean) ** 2).mean(axis=1)))
 
     def share(self, wanted_mm: float) -> float:
         """Over all lines."""
