@@ -200,7 +200,7 @@ def surface_margins_mm(points_ras: ArrayLike, zone: Zone) -> Array:
     """(n,) signed distance in mm of (n, 3) RAS points to the zone's surface, positive inside; -inf without a zone.
 
     Beyond the table or box of a computed zone (more than 10 mm outside of it) the distance is an upper bound of the
-    magnitude.
+    magnitude. Outside a zone that is drawn in towards vessels it is a lower bound of it.
     """
     points = _readonly(points_ras)
     out = np.empty(len(points))
@@ -210,9 +210,15 @@ def surface_margins_mm(points_ras: ArrayLike, zone: Zone) -> Array:
         )
     elif isinstance(zone, NeedleZone):
         pose, grid = zone.ras_from_tip, zone.shape.grid
-        return table_margins_mm(
-            points, pose.translation, pose.rotation[:, 2], zone.shape.distance_mm, grid.first_z_mm, grid.spacing_mm
-        )
+        table = _readonly(zone.shape.distance_mm)
+        tip, axis = _readonly(pose.translation), _readonly(pose.rotation[:, 2])
+        _table_margins(points, tip, axis, table, grid.first_z_mm, grid.spacing_mm, out)
+        if zone.cut is not None:
+            there = np.empty_like(out)
+            for shift in zone.cut.shifts_ras:
+                _table_margins(points, _readonly(tip + shift), axis, table, grid.first_z_mm, grid.spacing_mm, there)
+                there -= zone.cut.slack_mm
+                np.minimum(out, there, out=out)
     elif len(zone.surface_ras) == 0:
         out[:] = -np.inf
     else:

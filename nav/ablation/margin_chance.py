@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 
 from nav.ablation.margin import compute_margin, surface_margins_mm, table_margins_mm
 from nav.ablation.tumour import TumourModel, thinned
-from nav.ablation.zone import EllipsoidZone, MarginChance, MarginResult, Zone
+from nav.ablation.vessel_cut import cut_shifts
+from nav.ablation.zone import EllipsoidZone, MarginChance, MarginResult, NeedleZone, Zone
 from nav.geometry.rigid import Rigid
 
 if TYPE_CHECKING:
@@ -46,9 +47,20 @@ Array = NDArray[np.float64]
 #: The margin asked for.
 WANTED_MM = 5.0
 #: Points of the surface and draws: enough for 0.03 of probability, few enough for every pose.
-_POINTS, _DRAWS = 400, 128
+_POINTS, _DRAWS = 320, 128
 #: Errors that can be drawn: 7 of the surface, 6 of each needle's pose, those of the zone.
 _MOST_ERRORS = 96
+#: To first order, a point this much better than the worst one of a draw may still be it, mm.
+_NEARLY_MM = 1.0
+#: Multiplications in one call of the linear algebra library that keep it on one thread.
+_MOST_PRODUCTS = 200_000
+#: Quantile of a one-sided 95 %.
+_Z95 = 1.6449
+#: Slower than this, mm per sigma, a margin stands still.
+_STILL = 1e-9
+#: Gauss's quadrature over a normal distribution.
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(5)
+_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 #: Half a step of the finite differences that give the direction to the zone's surface.
 _STEP_MM = 0.5
 
@@ -114,6 +126,11 @@ def prepare_chance(model: TumourModel, *, points: int = _POINTS, draws: int = _D
     normal = qmc.MultivariateNormalQMC(
         np.zeros(_MOST_ERRORS), engine=qmc.Sobol(_MOST_ERRORS, scramble=True, seed=20), inv_transform=True
     ).random(draws)
+    # Of mean 0, unit variance and uncorrelated also as a sample, as far as there are draws for it.
+    use = min(_MOST_ERRORS, draws // 2)
+    normal -= normal.mean(axis=0)
+    q, r = np.linalg.qr(normal[:, :use])
+    normal = np.where(np.diag(r) < 0.0, -q, q) * math.sqrt(draws)
     return ChanceSamples(_frozen(few), model.voxel_axes_mm, model.patch_sigma_mm, _frozen(normal))
 
 
@@ -152,7 +169,7 @@ def _modes_at(points: Array, band: Band, ras_from_tip: Rigid) -> Array:
 
 @lru_cache(maxsize=16)
 def _ellipsoid_table(semi_long_mm: float, semi_short_mm: float) -> Array:
-    """Signed distances in the half plane, 1 mm apart, from 12 mm behind the ellipsoid to 12 mm before it."""
+    """Signed distances in the half plane, 1 mm apart, to 12 mm around the ellipsoid."""
     rows, columns = 2 * math.ceil(semi_long_mm + 12.0) + 1, math.ceil(semi_short_mm + 12.0)
     z = np.arange(rows) - 0.5 * (rows - 1)
     points = np.stack(np.broadcast_arrays(np.arange(columns) + 0.5, 0.0, z[:, None]), axis=-1).reshape(-1, 3)
@@ -160,12 +177,40 @@ def _ellipsoid_table(semi_long_mm: float, semi_short_mm: float) -> Array:
     return _frozen(surface_margins_mm(points, at).reshape(rows, columns))
 
 
-def _zone_margins(points: Array, zone: Zone) -> Array:
-    """As `surface_margins_mm`; of an ellipsoid looked up and not solved for: there are many points."""
-    if not isinstance(zone, EllipsoidZone):
-        return surface_margins_mm(points, zone)
-    table = _ellipsoid_table(zone.semi_long_mm, zone.semi_short_mm)
-    return table_margins_mm(points, zone.centre_ras, zone.axis_ras, table, -0.5 * (len(table) - 1), 1.0)
+def _moved_margins(points: Array, one: UncertainZone, poses: Array) -> Array:
+    """(points, poses) margins when the needle is off by each of (poses, 6): shift in mm, rotation in rad.
+
+    The moved needle sees a point where the point moved back lies; and vessels as well, which stay where they are.
+    """
+    tip = one.ras_from_tip.translation
+    r, p, q, w, x, y = poses.T
+    e = np.ones_like(w)
+    # One product for all: (arm, 1) times rows of (identity less the rotation's matrix, tip less shift).
+    back = np.array([[e, -y, x], [y, e, -w], [-x, w, e], [tip[0] - r, tip[1] - p, tip[2] - q]])
+    right = np.ascontiguousarray(back.transpose(0, 2, 1)).reshape(4, -1)
+
+    def moved(some: Array) -> Array:
+        arms = np.concatenate([some - tip, np.ones((len(some), 1))], axis=1)
+        return _product(arms, right).reshape(len(some), len(poses), 3)
+
+    zone = one.zone
+    seen = moved(points)
+    flat = seen.reshape(-1, 3)
+    if isinstance(zone, NeedleZone):
+        rotation, shape = zone.ras_from_tip.rotation, zone.shape
+        cut = zone.cut
+        margins = surface_margins_mm(flat, replace(zone, cut=None)).reshape(seen.shape[:2])
+        if cut is not None and len(cut.walls_ras):
+            away = cut_shifts(shape, (moved(cut.walls_ras) - zone.ras_from_tip.translation) @ rotation, cut.depth_mm)
+            for shift in away @ rotation.T:
+                there = surface_margins_mm((seen - shift).reshape(-1, 3), replace(zone, cut=None))
+                np.minimum(margins, there.reshape(margins.shape) - cut.slack_mm, out=margins)
+        return margins
+    if isinstance(zone, EllipsoidZone):  # looked up and not solved for: there are many points
+        table = _ellipsoid_table(zone.semi_long_mm, zone.semi_short_mm)
+        found = table_margins_mm(flat, zone.centre_ras, zone.axis_ras, table, -0.5 * (len(table) - 1), 1.0)
+        return found.reshape(seen.shape[:2])
+    return surface_margins_mm(flat, zone).reshape(seen.shape[:2])
 
 
 def _root(covariance: Array | None) -> Array:
@@ -193,7 +238,8 @@ class _Model:
             raise ValueError(f"{len(zones)} zones: too many to draw their errors")
         self._draws = samples.draws[:, : self.errors]
         self._roots = [_root(z.pose_covariance) for z in zones]
-        margins, slopes = [], []
+        margins: list[Array] = []
+        slopes: list[Array] = []
         for i, (one, root) in enumerate(zip(zones, self._roots, strict=True)):
             margin, gradient = _directions(points, one.zone)
             at = self._pose(i)
@@ -202,13 +248,15 @@ class _Model:
             across = gradient @ samples.voxel_axes_mm / math.sqrt(12.0)
             slope[:, 0:3], slope[:, 3:6] = np.maximum(across, 0.0), np.maximum(-across, 0.0)
             slope[:, 6] = samples.patch_sigma_mm
-            arm = points - one.ras_from_tip.translation
-            slope[:, at] = -np.concatenate([gradient, np.cross(arm, gradient)], axis=1) @ root
+            if root.any():
+                both = _moved_margins(points, one, np.concatenate([0.5 * root.T, -0.5 * root.T]))
+                slope[:, at] = both[:, :6] - both[:, 6:]
             if one.band is not None:
                 modes = _modes_at(points, one.band, one.ras_from_tip)
                 slope[:, 7 : 7 + modes.shape[1]] = modes
             margins.append(margin)
             slopes.append(slope)
+        self.needles = margins
         self.slopes = np.stack(slopes)
         self._leader = np.argmax(margins, axis=0)
         self.margins = np.max(margins, axis=0)
@@ -224,32 +272,43 @@ class _Model:
         """(draws,) where each draw lies along a direction of the errors."""
         return np.asarray(self._draws @ direction)
 
-    def drawn(self, direction: Array) -> tuple[Array, Array]:
-        """(points, draws) margins, and how fast each grows along a direction of the errors."""
+    def may_be_worst(self, slopes: Array) -> NDArray[np.intp]:
+        """Points which are nearly the worst in a draw, to first order; always the first one."""
+        linear = _product(slopes, self._draws.T)
+        linear += self.margins[:, None]
+        near = (linear - linear.min(axis=0)).min(axis=1) <= _NEARLY_MM
+        near[0] = True
+        return np.flatnonzero(near)
+
+    def drawn(self, some: NDArray[np.intp], direction: Array) -> tuple[Array, Array]:
+        """(points, draws) margins of some points, and how fast each grows along a direction of the errors."""
         best = leader = None
-        rates = self.slopes @ direction
+        points, slopes = self.points[some], self.slopes[:, some]
+        rates = slopes @ direction
+        own = slice(self._first_pose)
         for i, (one, root) in enumerate(zip(self.zones, self._roots, strict=True)):
-            margins = self.slopes[i, :, : self._first_pose] @ self._draws[:, : self._first_pose].T
+            margins = _product(slopes[i, :, own], self._draws[:, own].T)
             if root.any():
-                # The needle moved by its error sees a point where the point moved back lies. One product for all:
-                # (arm, 1) times rows of (identity less the rotation's matrix, tip less shift).
-                tip = one.ras_from_tip.translation
-                x, y, w, *shift = (self._draws[:, self._pose(i)] @ root.T)[:, [3, 4, 5, 0, 1, 2]].T
-                o, e = np.zeros_like(x), np.ones_like(x)
-                back = np.array([[e, -w, y], [w, e, -x], [-y, x, e], [tip[c] - shift[c] for c in range(3)]])
-                back = back.transpose(0, 2, 1).reshape(4, -1)
-                arms = np.concatenate([self.points - tip, np.ones((len(self.points), 1))], axis=1)
-                margins += _zone_margins((arms @ back).reshape(-1, 3), one.zone).reshape(margins.shape)
+                margins += _moved_margins(points, one, self._draws[:, self._pose(i)] @ root.T)
             else:
-                margins += _zone_margins(self.points, one.zone)[:, None]
+                margins += self.needles[i][some, None]
             if best is None or leader is None:
-                best, leader = margins, np.broadcast_to(rates[i][:, None], margins.shape)
+                best, leader = margins, rates[i][:, None]
             else:
                 leader = np.where(margins > best, rates[i][:, None], leader)
                 best = np.maximum(best, margins)
         assert best is not None
         assert leader is not None
         return best, leader
+
+
+def _product(left: Array, right: Array) -> Array:
+    """``left @ right`` in pieces too small for the library's threads, which are slower here than the work itself."""
+    out = np.empty((len(left), right.shape[1]))
+    step = max(_MOST_PRODUCTS // right.size, 1)
+    for start in range(0, len(left), step):
+        np.matmul(left[start : start + step], right, out=out[start : start + step])
+    return out
 
 
 def margin_chance(samples: ChanceSamples, zones: Sequence[UncertainZone], worst_point_ras: ArrayLike) -> MarginChance:
@@ -283,40 +342,68 @@ def margin_chance(samples: ChanceSamples, zones: Sequence[UncertainZone], worst_
     if not np.isfinite(model.margins).all():
         nothing = math.nan if np.isnan(model.margins).any() else 0.0
         return MarginChance(nothing, nothing, math.nan, float(model.margins.min()), any(charts), basis)
-    slope = model.slopes_now()[0]
+    slopes = model.slopes_now()
+    slope = slopes[0]
     sigma = float(np.linalg.norm(slope))
     if sigma == 0.0:
         surely = float(model.margins.min() >= WANTED_MM)
         return MarginChance(surely, surely, 0.0, float(model.margins.min()), any(charts), basis)
     direction = slope / sigma
-    margins, rates = model.drawn(direction)
+    margins, rates = model.drawn(model.may_be_worst(slopes), direction)
     here = model.along(direction)
-    smallest = margins.min(axis=0)
+    lines = _Lines(margins, rates, here)
+    mean, sigma = lines.smallest()
+    # That of a normal distribution first, then two steps on the scale where one is a line.
+    five = mean - _Z95 * sigma
+    for _ in range(2):
+        share = lines.share(five)
+        five += sigma * float(np.clip(ndtri(np.clip(share, 1e-6, 1.0 - 1e-6)) - _Z95, -1.0, 1.0))
     return MarginChance(
-        p_ge5=float(_share_of_lines(margins, rates, here).mean()),
-        p_ge5_worst=float(_share_of_lines(margins[:1], rates[:1], here).mean()),
-        sigma_mm=float(np.std(smallest)),
-        at_least_mm=float(np.quantile(smallest, 0.05)),
+        p_ge5=lines.share(WANTED_MM),
+        p_ge5_worst=_Lines(margins[:1], rates[:1], here).share(WANTED_MM),
+        sigma_mm=sigma,
+        at_least_mm=five,
         of_chart=any(charts),
         basis=basis,
     )
 
 
-def _share_of_lines(margins: Array, rates: Array, here: Array) -> Array:
-    """(draws,) chance that every margin is large enough on the line through each draw.
+class _Lines:
+    """Lines through the draws, along one direction: how likely every margin is large enough on each.
 
     A line is the draw moved along the direction, from where it is (``here``) to wherever; margins change along it at
     ``rates``. Where all are large enough is an interval of it.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        at = (WANTED_MM - margins) / rates
-    # A margin that does not change there forbids the line, or nothing.
-    still = np.abs(rates) < 1e-9
-    low = np.where(still, np.where(margins >= WANTED_MM, -np.inf, np.inf), np.where(rates > 0.0, at, -np.inf)).max(
-        axis=0
-    )
-    high = np.where(~still & (rates < 0.0), at, np.inf).min(axis=0)
-    return np.maximum(ndtr(here + high) - ndtr(here + low), 0.0)
+
+    def __init__(self, margins: Array, rates: Array, here: Array) -> None:
+        # A margin that does not change there forbids the line, or nothing.
+        slow = 1.0 / np.where(np.abs(rates) < _STILL, _STILL, rates)
+        self._margins, self._rates, self._here = margins, rates, here
+        if rates.shape[1] == 1:  # every point belongs to one side of the intervals
+            up = slow[:, 0] > 0.0
+            self._low = self._side(margins[up], slow[up])
+            self._high = self._side(margins[~up], slow[~up])
+        else:
+            up = slow > 0.0
+            self._low = self._side(margins, np.where(up, slow, 0.0), np.where(up, 0.0, -np.inf))
+            self._high = self._side(margins, np.where(up, 0.0, slow), np.where(up, np.inf, 0.0))
+
+    @staticmethod
+    def _side(margins: Array, slow: Array, otherwise: Array | float = 0.0) -> tuple[Array, Array]:
+        return slow, otherwise - margins * slow
+
+    def smallest(self) -> tuple[float, float]:
+        """Mean and standard deviation of the smallest margin, by quadrature along the lines."""
+        found = np.array([(self._margins + (t - self._here) * self._rates).min(axis=0) for t in _NODES])
+        mean = float(_WEIGHTS @ found.mean(axis=1))
+        return mean, math.sqrt(float(_WEIGHTS @ ((found - mean) ** 2).mean(axis=1)))
+
+    def share(self, wanted_mm: float) -> float:
+        """Over all lines."""
+        low, high = (wanted_mm * slow + start for slow, start in (self._low, self._high))
+        first = self._here + low.max(axis=0, initial=-np.inf)
+        last = self._here + high.min(axis=0, initial=np.inf)
+        return float(np.maximum(ndtr(last) - ndtr(first), 0.0).mean())
 
 
 def _basis(zones: Sequence[UncertainZone]) -> str:

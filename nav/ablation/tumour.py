@@ -112,7 +112,7 @@ class TumourModel:
     def patch_sigma_mm(self) -> float:
         """The part of `surface_sigma_mm` that is the patches' sagitta."""
         radius = (3000.0 * self.volume_ml / (4.0 * math.pi)) ** (1.0 / 3.0)
-        return self.covering_radius_mm**2 / (2.0 * radius)
+        return float(self.covering_radius_mm**2 / (2.0 * radius))
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         """Everything as arrays, for the recording; `from_arrays` gives a model with identical bits."""

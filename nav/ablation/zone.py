@@ -11,7 +11,7 @@ from nav.ablation.needle_zone import NeedleShape
 from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
 
-__all__ = ["BoxZone", "EllipsoidZone", "MarginChance", "MarginResult", "NeedleZone", "Zone"]
+__all__ = ["BoxZone", "EllipsoidZone", "MarginChance", "MarginResult", "NeedleZone", "VesselCut", "Zone"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +49,28 @@ class EllipsoidZone:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class VesselCut:
+    """How a zone is drawn in towards vessels: only that is left of it that also lies in each of its shifted selves.
+
+    Attributes
+    ----------
+    walls_ras : (n, 3) float64
+        The points of vessel walls that matter, RAS mm.
+    shifts_ras : (n, 3) float64
+        Away from each of them.
+    depth_mm : float
+        The walls lie this much nearer than the points.
+    slack_mm : float
+        Taken off the margins in the shifted zones, for the walls left out.
+    """
+
+    walls_ras: NDArray[np.float64]
+    shifts_ras: NDArray[np.float64]
+    depth_mm: float
+    slack_mm: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class NeedleZone:
     """Tier 1: heat computed around the needle in homogeneous tissue, placed on it.
 
@@ -57,6 +79,9 @@ class NeedleZone:
     ras_from_tip : Rigid
         Needle tip in RAS mm, +z the direction of advance.
     shape : NeedleShape
+        Without vessels.
+    cut : VesselCut, optional
+        Of `nav.ablation.vessel_cut`, an empirical rule; None when vessels were not looked at.
     """
 
     ras_from_tip: Rigid
@@ -67,6 +92,7 @@ class NeedleZone:
     tissue: str
     basis: str
     tier: int = 1
+    cut: VesselCut | None = None
 
     @property
     def centre_ras(self) -> NDArray[np.float64]:
