@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from nav.ablation import margin as margin_kernels
 from nav.ablation.applicators import load_applicator
 from nav.ablation.tumour import TumourModel
 from nav.cli.errors import CommandError, ExitCode
+from nav.cli.mask_spec import Spec, parse_spec
 from nav.cli.progress import Steps
 from nav.cli.registration_files import prepare
 from nav.config.load import validated
@@ -31,7 +31,7 @@ from nav.imaging.plan_picture import PlannedZone, plan_picture
 from nav.io.case import CaseIdentity, PlannedPath
 from nav.io.ct import load_ct
 from nav.io.labels import LabelMap, extract_mask, read_label_map
-from nav.io.markups import write_paths
+from nav.io.markups import case_fingerprint, write_paths
 from nav.io.point_files import read_points
 from nav.planning import kernels
 from nav.planning.anatomy import Avoid, skin_points, without_thin_parts
@@ -42,7 +42,7 @@ from nav.planning.ranking import spread_out
 from nav.planning.settings import PlanSettings, load_settings
 from nav.planning.zones import chart_zones
 
-__all__ = ["PlanRequest", "Spec", "disc", "parse_spec", "read_entries", "run_plan"]
+__all__ = ["PlanRequest", "disc", "read_entries", "run_plan"]
 
 #: Entries round a given one are this far apart, mm.
 _SPREAD_PITCH_MM = 1.0
@@ -79,52 +79,6 @@ class PlanRequest:
     settings: Path | None = None
     weights: tuple[str, ...] = ()
     most_paths: int = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """``[NAME=]FILE[:LABELS[/PIECE]][@CLEARANCE[,DIAMETER]]``."""
-
-    name: str
-    path: Path
-    labels: tuple[int, ...]
-    piece: int | None
-    clearance_mm: float | None
-    diameter_mm: float
-
-
-_SPEC = re.compile(
-    r"(?P<path>.+?)(?::(?P<labels>\d+(?:[+]\d+)*)(?:/(?P<piece>\d+))?)?(?:@(?P<mm>[0-9.]+)(?:,(?P<thin>[0-9.]+))?)?"
-)
-
-
-def parse_spec(text: str, option: str, *, named: bool) -> Spec:
-    """Parse a structure.
-
-    Raises
-    ------
-    CommandError
-        Names the option and what is expected.
-    """
-    name, rest = "", text
-    form = "FILE[:LABELS[/PIECE]]"
-    if named:
-        form = "NAME=FILE[:LABELS[/PIECE]][@MM[,MM]]"
-        name, sign, rest = text.partition("=")
-        if not sign or not name.strip():
-            raise CommandError(f"{option} {text!r}: expected {form}", ExitCode.USAGE)
-    match = _SPEC.fullmatch(rest)
-    if match is None or (not named and match["mm"]):
-        raise CommandError(f"{option} {text!r}: expected {form}", ExitCode.USAGE)
-    try:
-        clearance = None if match["mm"] is None else float(match["mm"])
-        thin = float(match["thin"] or 0.0)
-    except ValueError:
-        raise CommandError(f"{option} {text!r}: {match['mm']!r} is not a number of mm", ExitCode.USAGE) from None
-    labels = tuple(int(v) for v in match["labels"].split("+")) if match["labels"] else ()
-    return Spec(
-        name.strip(), Path(match["path"]), labels, int(match["piece"]) if match["piece"] else None, clearance, thin
-    )
 
 
 class _Masks:
@@ -262,6 +216,7 @@ def run_plan(request: PlanRequest, *, as_json: bool) -> None:
     with steps.step("Placing ablations") as update:
         placed = place(paths, zones, model, limits, settings, request.reserve_mm, update)
     report = _report(request, settings, limits, paths, placed, warnings)
+    report |= {} if identity is None else case_fingerprint(identity)
     report["seconds"] = {"planning": time.perf_counter() - started}
     with steps.step("Writing"):
         request.out.mkdir(parents=True, exist_ok=True)

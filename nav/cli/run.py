@@ -9,6 +9,7 @@ import typer
 
 from nav.cli.environment import has_display
 from nav.cli.errors import CommandError, ExitCode
+from nav.cli.mask_spec import parse_spec
 
 __all__ = ["parse_point", "run"]
 
@@ -22,7 +23,7 @@ Examples:
   ablation-nav run ROOM.toml --out OUT
   ablation-nav run ROOM.toml --ct CT_FOLDER --tumor TUMOR.nrrd --out OUT
   ablation-nav run ROOM.toml --ct CT_FOLDER --tumor LABELS.nrrd --tumor-label 451 \\
-      --tumor-component 2 --headless --duration 20 --out OUT
+      --tumor-component 2 --vessels LABELS.nrrd:465+481 --plan PLANNED/plan.json --out OUT
 """
 
 
@@ -44,8 +45,13 @@ def run(
     tumor: Annotated[Path | None, typer.Option(help="Mask or label map of the tumour.")] = None,
     tumor_label: Annotated[int | None, typer.Option(help="Label of the tumour in the label map.")] = None,
     tumor_component: Annotated[int | None, typer.Option(help="Piece of that label, 1 = largest.")] = None,
+    vessels: Annotated[
+        str, typer.Option(help="Vessels of the organ: FILE[:LABELS], such as labels.nrrd:465+481.")
+    ] = "",
     landmarks: Annotated[Path | None, typer.Option(help="Skin landmarks on the CT (.mrk.json).")] = None,
-    plan: Annotated[Path | None, typer.Option(help="Planned path(s), lines entry to target (.mrk.json).")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Planned path(s): lines entry to target (.mrk.json), or a plan.json.")
+    ] = None,
     registration: Annotated[Path | None, typer.Option(help="Reference to RAS from a file (.tfm, .h5).")] = None,
     target: Annotated[str, typer.Option(help="Target x,y,z (RAS, mm); default: plan, else centre of the tumour.")] = "",
     entry: Annotated[str, typer.Option(help="Entry x,y,z (RAS, mm).")] = "",
@@ -66,8 +72,12 @@ def run(
         raise CommandError(f"--layout {layout!r}: must be plan, guide or ultrasound", ExitCode.USAGE)
     target_ras = parse_point(target, "--target") if target else None
     entry_ras = parse_point(entry, "--entry") if entry else None
-    if tumor is not None and ct is None:
-        raise CommandError("--tumor needs --ct: a tumour lies in a CT", ExitCode.USAGE)
+    for option, given in (("--tumor", tumor is not None), ("--vessels", bool(vessels)), ("--plan", plan is not None)):
+        if given and ct is None:
+            raise CommandError(f"{option} needs --ct: without a CT it lies nowhere", ExitCode.USAGE)
+    around = parse_spec(vessels, "--vessels", named=False) if vessels else None
+    if around is not None and around.piece is not None:
+        raise CommandError(f"--vessels {vessels!r}: a piece cannot be chosen, all vessels count", ExitCode.USAGE)
     steps = Steps()
     case = None
     if ct is not None:
@@ -80,6 +90,7 @@ def run(
                 tumour_path=tumor,
                 tumour_label=tumor_label,
                 tumour_component=tumor_component,
+                vessels=None if around is None else (around.path, around.labels or None),
                 landmarks_path=landmarks,
                 plan_path=plan,
                 show_identifying=config.privacy.show_patient,

@@ -167,7 +167,7 @@ class Overlay(pg.GraphicsObject):  # type: ignore[misc]
                     )
             elif marker.style == "entry":
                 painter.drawPolygon(_diamond(marker.x, marker.y, r))
-            elif marker.style == "worst":
+            elif marker.style in ("worst", "planned_worst"):
                 painter.drawLine(QPointF(marker.x - r, marker.y - r), QPointF(marker.x + r, marker.y + r))
                 painter.drawLine(QPointF(marker.x - r, marker.y + r), QPointF(marker.x + r, marker.y - r))
             elif marker.style == "landmark":

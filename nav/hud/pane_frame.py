@@ -16,7 +16,8 @@ class Polyline:
 
     ``style`` is a key of the palette: ``tumour``, ``zone``, ``zone_inner``, ``zone_band`` (the zone's surface lies
     between them with 90 %), ``zone_grown`` (killed already), ``needle``, ``needle_lost``, ``plan``, ``candidate``,
-    ``vessel``, ``risk``, ``projection``, ``ultrasound`` (trace of the image plane). ``points`` is (n, 2) float64 x, y
+    ``planned_zone`` (and ``_inner``, ``_band``: at the plan's target, needs no pose), ``vessel``, ``risk``,
+    ``projection``, ``ultrasound`` (trace of the image plane). ``points`` is (n, 2) float64 x, y
     in pane pixels, integers at pixel centres (a painter that counts from corners adds 0.5); with
     ``segments`` every two points are one segment (n even), otherwise they are joined in order.
     """
@@ -29,7 +30,10 @@ class Polyline:
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """A symbol in pane pixels: ``tip``, ``target``, ``entry``, ``worst``, ``landmark``, ``stylus``, ``crosshair``."""
+    """A symbol in pane pixels.
+
+    ``style``: ``tip``, ``target``, ``entry``, ``worst``, ``planned_worst``, ``landmark``, ``stylus``, ``crosshair``.
+    """
 
     style: str
     x: float

@@ -12,7 +12,7 @@ corner adds 0.5. A plane's offset counts along the viewing direction (away from 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,7 +35,8 @@ from nav.imaging.planes import (
     ras_to_pixel,
 )
 from nav.imaging.surfaces import MAX_TUMOUR_TRIANGLES, MAX_VESSEL_TRIANGLES, mask_surface
-from nav.io.case import Case, Landmark
+from nav.io.case import Case, Landmark, PlannedPath
+from nav.runtime.plan_view import COMPARED_PATHS
 from nav.runtime.snapshot import NavigationSnapshot, TrackedImage
 
 __all__ = ["KERNELS", "RenderCache", "SceneModel", "build_scene", "render_panes", "tip_panes"]
@@ -58,6 +59,7 @@ AHEAD_MM = 100.0
 TUMOUR_RGB = (0xFF, 0x4F, 0xA3)
 VESSEL_RGB = (0x6F, 0x7B, 0xFF)
 PLAN_RGB = (0xA3, 0xE6, 0x35)
+CANDIDATE_RGB = (0xC9, 0xD1, 0xDC)
 NEEDLE_RGB = (0xFF, 0xFF, 0xFF)
 
 _TITLES = {"axial": "Axial", "sagittal": "Sagittal", "coronal": "Coronal"}
@@ -80,6 +82,8 @@ class SceneModel:
     generation : int or None
         The ``case_generation`` of the snapshots that this scene belongs to; pictures of one case are then never shown
         with the numbers of another. None: not checked.
+    paths : tuple of PlannedPath
+        Candidates, drawn in the layout ``plan``.
     """
 
     ct: Volume
@@ -90,6 +94,7 @@ class SceneModel:
     extent_mm: float
     surfaces: tuple[render3d.Surface, ...]
     generation: int | None = None
+    paths: tuple[PlannedPath, ...] = ()
 
     def belongs_to(self, snapshot: NavigationSnapshot) -> bool:
         """Whether scene and snapshot are of the same case, as far as it was stated."""
@@ -110,7 +115,8 @@ def build_scene(case: Case, generation: int | None = None) -> SceneModel:
         centre = (tumour.vertices.min(axis=0) + tumour.vertices.max(axis=0)) / 2.0
     if vessels is not None:
         surfaces.append(render3d.Surface.of(vessels, VESSEL_RGB))
-    return SceneModel(ct, tumour, vessels, case.landmarks, centre, 90.0, tuple(surfaces), generation)
+    paths = case.paths[:COMPARED_PATHS]
+    return SceneModel(ct, tumour, vessels, case.landmarks, centre, 90.0, tuple(surfaces), generation, paths)
 
 
 @dataclass(slots=True)
@@ -272,6 +278,9 @@ def _render_plane(
         if plane is not None and not coincides:
             trace = cut_quadrilateral(plane.corners_ras, pane.pixel_from_ras)
             lines += [Polyline("ultrasound", trace)] if trace is not None else []
+        if view.layout == "plan":
+            lines += _candidate_lines(pane, scene)
+            lines += _planned_zone_lines(pane, snapshot, view)
         lines += _plan_lines(pane, snapshot)
         lines += _zone_lines(pane, snapshot, view)
         lines += _needle_lines(pane, snapshot)
@@ -354,6 +363,24 @@ def _zone_lines(pane: _Pane, snapshot: NavigationSnapshot, view: ViewState) -> l
     return zone_lines(snapshot.placed, pane.ras_from_pixel, pane.pixel_from_ras)
 
 
+def _candidate_lines(pane: _Pane, scene: SceneModel) -> list[Polyline]:
+    """Every candidate path, projected."""
+    found = []
+    for path in scene.paths if len(scene.paths) > 1 else ():
+        ends = ras_to_pixel(pane.pixel_from_ras, np.array([path.entry_ras, path.target_ras]))
+        if _length(ends) >= 2.0:
+            found.append(Polyline("candidate", ends[:, :2].copy()))
+    return found
+
+
+def _planned_zone_lines(pane: _Pane, snapshot: NavigationSnapshot, view: ViewState) -> list[Polyline]:
+    """The zone at the target of the plan in force, in styles that need no needle."""
+    if snapshot.plan.placed is None or not view.show_zone:
+        return []
+    lines = zone_lines(snapshot.plan.placed, pane.ras_from_pixel, pane.pixel_from_ras)
+    return [replace(line, style=f"planned_{line.style}") for line in lines]
+
+
 def _plan_lines(pane: _Pane, snapshot: NavigationSnapshot) -> list[Polyline]:
     if snapshot.target_ras is None or snapshot.entry_ras is None:
         return []
@@ -422,6 +449,8 @@ def _markers(pane: _Pane, scene: SceneModel, snapshot: NavigationSnapshot, view:
         put("entry", snapshot.entry_ras, LANDMARK_MM)
     if snapshot.margin is not None and view.show_zone:
         put("worst", snapshot.margin.worst_point_ras, WORST_POINT_MM)
+    if snapshot.plan.margin is not None and view.show_zone and view.layout == "plan":
+        put("planned_worst", snapshot.plan.margin.worst_point_ras, WORST_POINT_MM)
     if snapshot.needle.pose is not None:
         put("tip", snapshot.needle.pose.translation, tell_depth=True)
     return found
@@ -451,12 +480,17 @@ def _render_3d(
     pose = snapshot.needle.pose if view.show_overlays else None
     if view.show_overlays:
         target, entry = snapshot.target_ras, snapshot.entry_ras
+        if view.layout == "plan" and len(scene.paths) > 1:
+            for path in scene.paths:
+                ends = np.array([path.entry_ras, path.target_ras])
+                capsules.append(render3d.Capsule(ends[0], ends[1], 0.3, CANDIDATE_RGB))
         if target is not None and entry is not None:
             capsules.append(render3d.Capsule(entry, target, 0.5, PLAN_RGB, dash_mm=4.0))
         if pose is not None:
             tip, direction = pose.translation, pose.rotation[:, 2]
             capsules.append(render3d.Capsule(tip - direction * SHAFT_MM, np.array(tip), 0.9, NEEDLE_RGB))
-        placed = snapshot.placed
+        placed = snapshot.plan.placed if view.layout == "plan" and snapshot.placed is None else snapshot.placed
+        margin = snapshot.margin if placed is snapshot.placed else snapshot.plan.margin
         if placed is not None and view.show_zone:
             chart = zone_ellipsoid(placed)
             ellipsoids += [] if chart is None else [chart]
@@ -471,8 +505,9 @@ def _render_3d(
             ]
         if target is not None:
             points.append(("target", target, ""))
-        if snapshot.margin is not None and view.show_zone:
-            points.append(("worst", snapshot.margin.worst_point_ras, ""))
+        if margin is not None and view.show_zone:
+            style = "worst" if margin is snapshot.margin else "planned_worst"
+            points.append((style, margin.worst_point_ras, ""))
         for style, ras, label in points:
             x, y, _ = ras_to_pixel(static.camera.pixel_from_ras, ras)
             markers.append(Marker(style, float(x), float(y), label=label))

@@ -5,8 +5,17 @@ from __future__ import annotations
 import math
 
 from PySide6.QtCore import Qt
-from PySide6.QtWidgets import QHBoxLayout, QListWidget, QListWidgetItem
+from PySide6.QtWidgets import (
+    QAbstractItemView,
+    QHBoxLayout,
+    QHeaderView,
+    QListWidget,
+    QListWidgetItem,
+    QTableWidget,
+    QTableWidgetItem,
+)
 
+from nav.hud.numbers_text import format_value
 from nav.hud.session import SeriesChoice, TumourChoice
 from nav.hud.setup_widgets import Page, PageHost, button, label, point_text, set_text
 from nav.io.case import PlannedPath
@@ -17,7 +26,7 @@ __all__ = ["CasePage", "PlanPage", "TumourPage"]
 
 _IMAGES = "Images (*.nrrd *.nhdr *.nii *.nii.gz *.mha *.mhd *.dcm);;All files (*)"
 _MASKS = "Masks and label maps (*.nrrd *.nhdr *.nii *.nii.gz *.mha *.mhd *.dcm);;All files (*)"
-_MARKUPS = "Markups (*.mrk.json *.json);;All files (*)"
+_MARKUPS = "Markups and plans (*.mrk.json *.json);;All files (*)"
 
 
 class CasePage(Page):
@@ -180,21 +189,33 @@ class PlanPage(Page):
         row = QHBoxLayout()
         row.addWidget(self.target)
         row.addWidget(self.entry)
-        self.load = button("Load plan (.mrk.json) \u2026", self._open)
-        self.paths = QListWidget()
-        self.paths.setMinimumHeight(100)
-        self.paths.itemClicked.connect(self._choose)
+        self.load = button("Load plan \u2026", self._open)
+        self.paths = QTableWidget(0, 4)
+        self.paths.setHorizontalHeaderLabels(["path", "mm", "score", "margin"])
+        self.paths.verticalHeader().hide()
+        self.paths.verticalHeader().setDefaultSectionSize(44)
+        self.paths.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+        self.paths.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+        self.paths.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self.paths.setMinimumHeight(160)
+        header = self.paths.horizontalHeader()
+        header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
+        for column in (1, 2, 3):
+            header.setSectionResizeMode(column, QHeaderView.ResizeMode.ResizeToContents)
+        self.paths.cellClicked.connect(lambda row, _column: self._take(self._listed[row]))
+        self.chosen = label("", "muted")
         self.info = label()
         self.column.addWidget(self.cross)
         self.column.addWidget(self.where)
         self.column.addLayout(row)
         self.column.addWidget(self.info)
         self.column.addWidget(self.load)
-        self.column.addWidget(self.paths)
-        self.column.addStretch(1)
+        self.column.addWidget(self.paths, 1)
+        self.column.addWidget(self.chosen)
         self._target: Point | None = None
         self._entry: Point | None = None
         self._listed: tuple[PlannedPath, ...] = ()
+        self._margins: tuple[float | None, ...] = ()
 
     def _set(self, *, target: bool) -> None:
         ras = self.host.crosshair()
@@ -225,9 +246,6 @@ class PlanPage(Page):
         self._take(paths[0])
         self.host.say(f"{len(paths)} path(s) loaded; {paths[0].name} is taken")
 
-    def _choose(self, item: QListWidgetItem) -> None:
-        self._take(self._listed[self.paths.row(item)])
-
     def _take(self, path: PlannedPath) -> None:
         self.session.submit(SetPlan(path.target_ras, path.entry_ras, path.name))
         self.host.place_crosshair(path.target_ras)
@@ -247,11 +265,43 @@ class PlanPage(Page):
         set_text(self.info, "\n".join(lines))
         case = self.session.case_info()
         paths = case.paths if case is not None else ()
-        if paths != self._listed:
-            self._listed = paths
-            self.paths.clear()
-            for path in paths:
-                self.paths.addItem(f"{path.name}   {math.dist(path.entry_ras, path.target_ras):.0f} mm")
+        margins = snapshot.plan.path_margins_mm if snapshot is not None else ()
+        if paths != self._listed or margins != self._margins:
+            self._listed, self._margins = paths, margins
+            self._fill()
+        current = next((p for p in paths if (p.entry_ras, p.target_ras) == (self._entry, self._target)), None)
+        set_text(self.chosen, _words(current, snapshot))
+
+    def _fill(self) -> None:
+        self.paths.setRowCount(len(self._listed))
+        for row, path in enumerate(self._listed):
+            margin = self._margins[row] if row < len(self._margins) else None
+            texts = (
+                path.name, f"{math.dist(path.entry_ras, path.target_ras):.0f}",
+                format_value(path.score, decimals=2), format_value(margin, signed=True),
+            )  # fmt: skip
+            for column, text in enumerate(texts):
+                item = QTableWidgetItem(text)
+                if column:
+                    item.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+                self.paths.setItem(row, column, item)
+
+
+def _words(path: PlannedPath | None, snapshot: NavigationSnapshot | None) -> str:
+    """What is known of the path in force, and of the zone at its target."""
+    lines = []
+    if path is not None:
+        lines.append(f"{path.name} is in force" + (f", planned for {path.setting}" if path.setting else ""))
+        if path.criteria:
+            lines.append("   ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in path.criteria))
+    plan = snapshot.plan if snapshot is not None else None
+    if snapshot is not None and plan is not None and plan.placed is not None and plan.margin is not None:
+        computed = plan.placed.zone.tier > 0
+        rests = "TIER 1 around the needle, no vessels" if computed else "CHART (manufacturer reference), no prediction"
+        margin = format_value(plan.margin.min_margin_mm, signed=True)
+        covered = f"{100.0 * plan.margin.coverage:.0f} % of tumour + 5 mm"
+        lines.append(f"{snapshot.applicator}, tip on the target: margin {margin} mm, {covered}\n{rests}")
+    return "\n".join(lines)
 
 
 def _point(ras: object) -> Point | None:

@@ -32,11 +32,24 @@ class Landmark:
 
 @dataclass(frozen=True, slots=True)
 class PlannedPath:
-    """A planned needle path, RAS mm."""
+    """A planned needle path, RAS mm.
+
+    Attributes
+    ----------
+    score : float or None
+        Of a planner's candidate, 0 to 1, 1 is best; None for a path that nobody has judged.
+    criteria : tuple of (name, value)
+        What the score is made of, each 0 to 1.
+    setting : str
+        Applicator, power and time that were planned for it, as text; empty when none were.
+    """
 
     name: str
     entry_ras: tuple[float, float, float]
     target_ras: tuple[float, float, float]
+    score: float | None = None
+    criteria: tuple[tuple[str, float], ...] = ()
+    setting: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,10 +1,14 @@
-"""Slicer markups: points (landmarks, targets) and lines (needle plans): ``.mrk.json`` both ways, ``.fcsv`` read."""
+"""Slicer markups: points (landmarks, targets) and lines (needle plans): ``.mrk.json`` both ways, ``.fcsv`` read.
+
+A ``plan.json`` (``docs/plan-json.md``) is read as its ablations and its candidate paths, with what was said of them.
+"""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +20,7 @@ from nav.io.case import CaseIdentity, Landmark, PlannedPath
 from nav.io.errors import MarkupsError
 from nav.io.image_file import swap_lps_ras
 
-__all__ = ["Markups", "fingerprint", "read_markups", "write_landmarks", "write_paths"]
+__all__ = ["Markups", "case_fingerprint", "fingerprint", "read_markups", "write_landmarks", "write_paths"]
 
 _SCHEMA = (
     "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/"
@@ -55,7 +59,7 @@ def fingerprint(identifier: str) -> str:
 
 
 def read_markups(path: Path | str) -> Markups:
-    """Read ``.mrk.json`` or ``.fcsv``.
+    """Read ``.mrk.json``, ``.fcsv``, or the paths of a ``plan.json``.
 
     Raises
     ------
@@ -78,6 +82,8 @@ def read_markups(path: Path | str) -> Markups:
         raise MarkupsError(
             f"{file}: is not valid JSON (line {error.lineno}: {error.msg}); it may be truncated"
         ) from None
+    if isinstance(data, dict) and "markups" not in data and isinstance(data.get("paths"), list):
+        return _read_plan(file, data)
     markups = data.get("markups") if isinstance(data, dict) else None
     if not isinstance(markups, list) or not markups:
         raise MarkupsError(f"{file}: holds no 'markups' list; expected a Slicer markups file (.mrk.json)")
@@ -105,9 +111,79 @@ def read_markups(path: Path | str) -> Markups:
             raise MarkupsError(f"{where}: entry and target of {name!r} are less than 1 mm apart")
         paths.append(PlannedPath(name, entry, target))
     _check_names(file, landmarks)
+    return Markups(tuple(landmarks), tuple(paths), _identifiers(data), tuple(warnings))
+
+
+def _identifiers(data: dict[str, Any]) -> dict[str, str]:
     mine = data.get(_MINE)
-    identifiers = {str(k): str(v) for k, v in mine.items() if isinstance(v, str)} if isinstance(mine, dict) else {}
-    return Markups(tuple(landmarks), tuple(paths), identifiers, tuple(warnings))
+    return {str(k): str(v) for k, v in mine.items() if isinstance(v, str)} if isinstance(mine, dict) else {}
+
+
+def _read_plan(file: Path, data: dict[str, Any]) -> Markups:
+    """Ablations first, then the candidates that break no hard constraint, in the planner's order."""
+    paths: list[PlannedPath] = []
+    warnings: list[str] = []
+    planned = data.get("applicators")
+    for number, item in enumerate(planned if isinstance(planned, list) else []):
+        where = f"{file}: applicators[{number}]"
+        entry, target = _planned_ends(item, where)
+        values = [item.get(key) for key in ("applicator", "power_w", "time_s")]
+        setting = f"{values[0]} {values[1]:g} W {values[2]:g} s" if _is_setting(values) else ""
+        paths.append(PlannedPath(str(item.get("name") or f"ablation {number + 1}"), entry, target, setting=setting))
+    left_out = 0
+    for number, item in enumerate(data["paths"]):
+        entry, target = _planned_ends(item, f"{file}: paths[{number}]")
+        if item.get("feasible") is not True:
+            left_out += 1
+            continue
+        score = item.get("score")
+        found = item.get("criteria")
+        criteria = tuple(
+            (str(name), float(value))
+            for name, value in (found.items() if isinstance(found, dict) else ())
+            if _is_number(value)
+        )
+        paths.append(
+            PlannedPath(f"path {number + 1}", entry, target, float(score) if _is_number(score) else None, criteria)
+        )
+    if left_out:
+        warnings.append(f"{file.name}: {left_out} paths that break a hard constraint are not used")
+    return Markups((), tuple(paths), _identifiers(data), tuple(warnings))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_setting(values: list[Any]) -> bool:
+    return isinstance(values[0], str) and _is_number(values[1]) and _is_number(values[2])
+
+
+def _planned_ends(item: object, where: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Entry and target of a planned path, RAS mm."""
+    if not isinstance(item, dict):
+        raise MarkupsError(f"{where}: is not an object")
+    ends = []
+    for key in ("entry_ras", "target_ras"):
+        value = item.get(key)
+        if not isinstance(value, list) or len(value) != 3 or not all(_is_number(v) for v in value):
+            raise MarkupsError(f"{where}: {key} is {value!r}, must be three finite numbers (RAS mm)")
+        if max(abs(v) for v in value) > _FARTHEST_MM:
+            raise MarkupsError(f"{where}: {key} lies {max(abs(v) for v in value):g} mm from the origin; RAS mm?")
+        ends.append((float(value[0]), float(value[1]), float(value[2])))
+    if math.dist(ends[0], ends[1]) < 1.0:
+        raise MarkupsError(f"{where}: entry and target are less than 1 mm apart")
+    return ends[0], ends[1]
+
+
+def case_fingerprint(case: CaseIdentity) -> dict[str, dict[str, str]]:
+    """What a file says of its case: a pseudonym, and a fingerprint that can only be compared; nothing identifies."""
+    return {
+        _MINE: {
+            "pseudonym": case.pseudonym,
+            "frameOfReferenceSha256": fingerprint(case.frame_of_reference_uid),
+        }
+    }
 
 
 def _check_names(file: Path, landmarks: list[Landmark]) -> None:
@@ -225,9 +301,5 @@ def _markup(kind: str, name: str, points: Sequence[tuple[str, tuple[float, float
 def _write(path: Path, markups: list[dict[str, Any]], case: CaseIdentity | None) -> None:
     data: dict[str, Any] = {"@schema": _SCHEMA, "markups": markups}
     if case is not None:
-        # Nothing that identifies the patient: a pseudonym, and a fingerprint that can only be compared.
-        data[_MINE] = {
-            "pseudonym": case.pseudonym,
-            "frameOfReferenceSha256": fingerprint(case.frame_of_reference_uid),
-        }
+        data |= case_fingerprint(case)
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

@@ -50,6 +50,7 @@ from nav.runtime.events import (
 from nav.runtime.images import ImagePlacer
 from nav.runtime.live_margin import LiveMargin
 from nav.runtime.messages import ImageMessage, LinkMessage, PoseMessage, StatusMessage, TextMessage
+from nav.runtime.plan_view import PlanViewer
 from nav.runtime.predicted_zones import Prediction, prediction_key
 from nav.runtime.slots import Batch, message_order
 from nav.runtime.snapshot import NavigationSnapshot, PlacedZone, RegistrationSummary, SetupState, ToolState
@@ -117,6 +118,7 @@ class NavigationCore:
         choice = room.applicator
         self._zones = ZoneState(choice.name, choice.power_w, choice.time_s, choice.tissue)
         self._message = self._zones.problem
+        self._plan_viewer = PlanViewer(str(TransformName.of(room.needle_frame, room.ct_frame)))
         self._take_up(case, generation=0)
 
     # -- set-up --------------------------------------------------------------------------------------------------
@@ -439,6 +441,7 @@ class NavigationCore:
             ablation=self._zones.timer(now_ns),
             setting=self._zones.setting,
             zone_request=self._zones.request,
+            plan=self._plan_viewer.view(self._zones, self.case.tumour, self._target, self._entry, self.case.paths),
         )
         self._sequence += 1
         return snapshot

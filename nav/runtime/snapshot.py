@@ -12,6 +12,7 @@ from nav.geometry.poses import PoseStatus
 from nav.geometry.rigid import Rigid
 from nav.guidance.health import StreamHealth
 from nav.guidance.numbers import GateVerdict, GuidanceNumbers, TipUncertainty
+from nav.runtime.plan_view import PlanView
 from nav.runtime.predicted_zones import ZoneRequest
 from nav.runtime.zone_state import AblationTimer, PlacedZone, ZoneSetting
 
@@ -20,6 +21,7 @@ __all__ = [
     "LandmarkRow",
     "NavigationSnapshot",
     "PlacedZone",
+    "PlanView",
     "RegistrationSummary",
     "SetupState",
     "StreamHealth",
@@ -119,6 +121,8 @@ class NavigationSnapshot:
         Applicator, power, time and tissue in force.
     zone_request : ZoneRequest or None
         The computed zone that is missing.
+    plan : PlanView
+        What the plan in force and the candidates would give; rests on no pose.
     target_ras, entry_ras : (3,) or None
         The plan in force.
     """
@@ -149,6 +153,7 @@ class NavigationSnapshot:
     ablation: AblationTimer | None = None
     setting: ZoneSetting | None = None
     zone_request: ZoneRequest | None = None
+    plan: PlanView = PlanView()
 
     @property
     def zone(self) -> Zone | None:

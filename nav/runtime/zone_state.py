@@ -8,7 +8,7 @@ computed, within `STILL_MM` and `STILL_DEG`, and gives way to tier 1 as soon as 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -94,6 +94,8 @@ class ZoneState:
     """
 
     def __init__(self, applicator: str, power_w: float, time_s: float, tissue: str) -> None:
+        #: Counts whatever changes the zone of an unmoved needle, tier 2 left out.
+        self.generation = 0
         self._case = 0
         self._vessels = False
         self._started_ns = self._stopped_ns = 0
@@ -131,6 +133,7 @@ class ZoneState:
 
     def _forget(self) -> None:
         """No computed zone stands any more."""
+        self.generation += 1
         self._near: NeedlePrediction | None = None
         self._grown: tuple[int, NeedleShape | None] | None = None
         self._forget_box()
@@ -164,6 +167,7 @@ class ZoneState:
             return False
         if isinstance(prediction, NeedlePrediction):
             self._near = prediction
+            self.generation += 1
         else:
             self._box = prediction
         return True
@@ -211,32 +215,37 @@ class ZoneState:
 
     def at(self, pose: Rigid, now_ns: int, *, worthwhile: bool = True) -> PlacedZone | None:
         """The zone on a needle; None without a usable choice. ``worthwhile`` False: none of tier 2 is wanted here."""
-        applicator, setting = self._applicator, self.setting
-        if applicator is None or setting is None:
-            return None
         self._follow(pose, now_ns, worthwhile)
-        near, tissue = self._near, self._tissue
-        if near is None or tissue is None:
-            return PlacedZone(place_zone(applicator, setting.power_w, setting.time_s, pose))
-
-        def place(shape: NeedleShape | None) -> NeedleZone | None:
-            if shape is None or shape.is_empty:
-                return None
-            return place_shape(applicator, setting.power_w, setting.time_s, tissue, shape, pose)
-
-        band = near.band
-        zone: Zone = place_shape(applicator, setting.power_w, setting.time_s, tissue, near.growth.whole, pose)
-        if self._box is not None:
-            zone = self._box.zone
+        placed = self.planned(pose)
+        if placed is None or self._near is None:
+            return placed
         timer = self.timer(now_ns)
         grown = None
         if timer is not None:
             step = math.floor(timer.elapsed_s / GROWTH_STEP_S)
             if self._grown is None or self._grown[0] != step:
-                self._grown = (step, near.growth.at(step * GROWTH_STEP_S))
-            grown = self._grown[1]
-        inner, outer = (None, None) if band is None else (place(band.inner), place(band.outer))
-        return PlacedZone(zone, band, inner, outer, place(grown))
+                self._grown = (step, self._near.growth.at(step * GROWTH_STEP_S))
+            grown = self._place(self._grown[1], pose)
+        return replace(placed, zone=placed.zone if self._box is None else self._box.zone, grown=grown)
+
+    def planned(self, pose: Rigid) -> PlacedZone | None:
+        """The zone of a needle that is not there yet: of tier 1, or the chart's; None without a usable choice."""
+        applicator, setting, near = self._applicator, self.setting, self._near
+        if applicator is None or setting is None:
+            return None
+        if near is None or self._tissue is None:
+            return PlacedZone(place_zone(applicator, setting.power_w, setting.time_s, pose))
+        zone = place_shape(applicator, setting.power_w, setting.time_s, self._tissue, near.growth.whole, pose)
+        band = near.band
+        if band is None:
+            return PlacedZone(zone)
+        return PlacedZone(zone, band, self._place(band.inner, pose), self._place(band.outer, pose))
+
+    def _place(self, shape: NeedleShape | None, pose: Rigid) -> NeedleZone | None:
+        applicator, setting, tissue = self._applicator, self.setting, self._tissue
+        if shape is None or shape.is_empty or applicator is None or setting is None or tissue is None:
+            return None
+        return place_shape(applicator, setting.power_w, setting.time_s, tissue, shape, pose)
 
 
 def _is_near(pose: Rigid, other: Rigid) -> bool:

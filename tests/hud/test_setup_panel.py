@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
 
+from nav.ablation.zone import MarginResult
 from nav.guidance.numbers import GateReason, GateState
 from nav.hud.main_window import MainWindow
 from nav.hud.session import SeriesChoice
@@ -26,7 +28,7 @@ from nav.runtime.events import (
     StartGuidance,
     UseLandmark,
 )
-from nav.runtime.snapshot import NavigationSnapshot
+from nav.runtime.snapshot import NavigationSnapshot, PlanView
 from tests.hud.fakes import MS, PATHS, T0, FakeSession, blanked, setup_snapshot, snapshot, stream
 
 Show = Callable[[NavigationSnapshot], None]
@@ -224,8 +226,28 @@ def test_plan_from_a_file(qtbot: QtBot, window: MainWindow, session: FakeSession
     page.open_path("/data/plan.mrk.json")
     finish(qtbot, window)
     assert session.events == [SetPlan(PATHS[0].target_ras, PATHS[0].entry_ras, "path 1")]
-    page.paths.itemClicked.emit(page.paths.item(1))
+    page.paths.cellClicked.emit(1, 0)
     assert session.events[-1] == SetPlan(PATHS[1].target_ras, PATHS[1].entry_ras, "path 2")
+
+
+def test_candidate_paths_are_compared_by_score_and_margin(window: MainWindow, session: FakeSession, show: Show) -> None:
+    judged = replace(
+        PATHS[1], score=0.42, criteria=(("risk", 0.5), ("capsule_angle", 0.9)), setting="Emprint 75 W 300 s"
+    )
+    assert session.case is not None
+    session.case = replace(session.case, generation=2, paths=(PATHS[0], judged))
+    shown = step_snapshot("plan", {"case", "tumour", "plan"})
+    plan = PlanView(snapshot().placed, MarginResult(3.2, np.zeros(3), 0.91, 0.2), (None, 3.2))
+    show(replace(shown, plan=plan, target_ras=np.array(judged.target_ras), entry_ras=np.array(judged.entry_ras)))
+    page = window.setup.pages["plan"]
+    assert isinstance(page, PlanPage)
+    cells = [[page.paths.item(r, c).text() for c in range(4)] for r in range(2)]
+    assert cells[0][2:] == ["---", "---"]
+    assert cells[1] == ["path 2", "68", "0.42", "+3.2"]
+    words = page.chosen.text()
+    for part in ("path 2 is in force, planned for Emprint 75 W 300 s", "risk 0.50", "margin +3.2 mm, 91 %", "CHART"):
+        assert part in words
+    assert "TIER" not in words
 
 
 def test_landmarks_by_key_and_table(qtbot: QtBot, window: MainWindow, session: FakeSession, show: Show) -> None:

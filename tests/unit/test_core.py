@@ -320,6 +320,31 @@ def test_a_computed_zone_replaces_the_chart_when_its_event_comes(
     assert after.ablation.running
 
 
+def test_candidate_paths_are_compared_before_any_needle_is_there(essentials: CaseEssentials) -> None:
+    path = essentials.paths[0]
+    beside = replace(path, name="beside", target_ras=(path.target_ras[0] + 40.0, *path.target_ras[1:]))
+    core = NavigationCore(simulated_room(), replace(essentials, paths=(path, beside)))
+    first = core.tick(Batch((), (), {}), [], START_NS)
+    assert first.zone is None
+    assert first.plan.margin is not None
+    assert first.plan.placed is not None
+    good, bad = first.plan.path_margins_mm
+    assert good == first.plan.margin.min_margin_mm
+    assert good is not None
+    assert bad is not None
+    assert bad < good - 20.0
+    again = core.tick(Batch((), (), {}), [], START_NS + 1)
+    assert again.plan is first.plan  # worked out once
+    other = core.tick(Batch((), (), {}), [SetPlan(beside.target_ras, beside.entry_ras)], START_NS + 2)
+    assert other.plan.margin is not None
+    assert other.plan.margin.min_margin_mm == bad
+    smaller = core.tick(Batch((), (), {}), [ChooseApplicator("emprint", 45.0, 150.0)], START_NS + 3)
+    assert smaller.plan.path_margins_mm[0] is not None
+    assert smaller.plan.path_margins_mm[0] < good
+    aimless = core.tick(Batch((), (), {}), [SetPlan(path.target_ras, None)], START_NS + 4)
+    assert aimless.plan.placed is None
+
+
 def test_power_outside_the_chart_gives_no_zone_and_says_why(
     essentials: CaseEssentials, messages: list[Message]
 ) -> None:

@@ -72,6 +72,48 @@ def test_undefined_points_and_other_kinds_are_left_out_and_said(tmp_path: Path) 
     assert any("'Plane' is not used" in w for w in found.warnings)
 
 
+def plan(**changes: Any) -> dict[str, Any]:
+    """A small plan.json."""
+    ends = {"entry_ras": [0, 60, 0], "target_ras": [0.0, 10.0, 5.0]}
+    return {
+        "applicators": [{"name": "ablation 1", "applicator": "Emprint", "power_w": 75.0, "time_s": 300.0, **ends}],
+        "paths": [
+            {**ends, "feasible": True, "score": 0.5, "criteria": {"risk": 0.25, "alignment": None}},
+            {**ends, "feasible": False, "score": None, "criteria": {}},
+        ],
+        "ablationNav": {"pseudonym": "CASE-1"},
+        **changes,
+    }
+
+
+def test_a_plan_holds_its_ablations_and_feasible_candidates(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(json.dumps(plan()))
+    found = read_markups(tmp_path / "plan.json")
+    ends = ((0.0, 60.0, 0.0), (0.0, 10.0, 5.0))
+    assert found.paths == (
+        PlannedPath("ablation 1", *ends, setting="Emprint 75 W 300 s"),
+        PlannedPath("path 1", *ends, score=0.5, criteria=(("risk", 0.25),)),
+    )
+    assert found.identifiers == {"pseudonym": "CASE-1"}
+    assert any("1 paths that break" in w for w in found.warnings)
+
+
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        ({"entry_ras": [0, 1]}, "entry_ras is \\[0, 1\\], must be three finite numbers"),
+        ({"target_ras": [0, 60, "x"]}, "must be three finite numbers"),
+        ({"target_ras": [0, 60, 0.5]}, "less than 1 mm apart"),
+        ({"target_ras": [0, 60000.0, 0.5]}, "from the origin"),
+    ],
+)
+def test_broken_plans_are_refused(tmp_path: Path, ends: dict[str, Any], message: str) -> None:
+    item = {"entry_ras": [0, 60, 0], "target_ras": [0, 10, 5], "feasible": True, **ends}
+    (tmp_path / "plan.json").write_text(json.dumps(plan(paths=[item])))
+    with pytest.raises(MarkupsError, match=message):
+        read_markups(tmp_path / "plan.json")
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [

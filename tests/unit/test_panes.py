@@ -14,6 +14,7 @@ from nav.geometry.poses import PoseStatus
 from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
 from nav.guidance.numbers import GateState, GateVerdict
+from nav.hud.palette import POSE_STYLES
 from nav.hud.pane_frame import PaneFrame, ViewState
 from nav.hud.panes import (
     RenderCache,
@@ -24,8 +25,8 @@ from nav.hud.panes import (
 )
 from nav.hud.zone_pictures import ZONE_INSET_MM
 from nav.imaging.planes import pixel_from_ras, pixel_to_ras, ras_to_pixel
-from nav.io.case import Case, CaseIdentity, Landmark
-from nav.runtime.snapshot import NavigationSnapshot, PlacedZone, SetupState, ToolState, TrackedImage
+from nav.io.case import Case, CaseIdentity, Landmark, PlannedPath
+from nav.runtime.snapshot import NavigationSnapshot, PlacedZone, PlanView, SetupState, ToolState, TrackedImage
 from tests.unit.test_zone_surface import needle_zone, sphere_shape
 
 TARGET = np.array([20.0, -10.0, 50.0])
@@ -231,6 +232,26 @@ def test_a_computed_zone_shows_its_band_and_what_is_killed_already(scene: SceneM
     changed = (frames["D"].image[..., :3] != without.image[..., :3]).any(axis=2)
     # A disc of 14 mm in parallel projection, at the scale of the 3-D pane.
     assert changed.sum() * frames["D"].mm_per_px ** 2 == pytest.approx(np.pi * 14.0**2, rel=0.06)
+
+
+def test_plan_layout_shows_every_candidate_and_the_zone_at_the_target() -> None:
+    paths = (
+        PlannedPath("a", tuple(ENTRY), tuple(TARGET)),
+        PlannedPath("b", tuple(ENTRY + np.array((0.0, 9.0, 9.0))), tuple(TARGET)),
+    )
+    scene = build_scene(replace(make_case(), paths=paths))
+    zone = EllipsoidZone(TARGET, DIRECTION, 18.0, 14.0, 0, "test", 100.0, 600.0, "", "")
+    margin = MarginResult(1.0, TARGET + np.array((0, 0, 12.0)), 0.9, 0.3)
+    shown = replace(make_snapshot(NO_NEEDLE, step="plan"), plan=PlanView(PlacedZone(zone), margin))
+    frames = render_panes(scene, shown, replace(VIEW, layout="plan"), ALL)
+    assert sum(line.style == "candidate" for line in frames["A"].polylines) == 2
+    assert {"planned_zone", "planned_zone_inner"} <= styles(frames["A"])
+    assert not {"zone", "zone_inner"} & styles(frames["A"])
+    assert not {line.style for line in frames["A"].polylines} & POSE_STYLES
+    marker(frames["D"], "planned_worst")
+    guide = render_panes(scene, shown, VIEW, ALL)
+    assert not {"candidate", "planned_zone"} & styles(guide["A"])
+    assert not [m for m in guide["D"].markers if m.style == "planned_worst"]
 
 
 def test_overlays_can_be_hidden(scene: SceneModel) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from nav.cli.errors import ExitCode
 from nav.cli.main import main
-from nav.cli.plan_files import disc, parse_spec
+from nav.cli.mask_spec import parse_spec
+from nav.cli.plan_files import disc
 from nav.geometry.volume import Volume
 from nav.io.case_loader import load_case
 from nav.io.markups import read_markups
@@ -78,6 +79,12 @@ def test_plan_from_the_skin_is_loaded_by_run(files: Path, tmp_path: Path, capsys
     assert one["basis"]
     case = load_case(files / "ct.nrrd", plan_path=report["out"]["markups"])
     assert case.paths[0].entry_ras == pytest.approx(one["entry_ras"])
+    planned = load_case(files / "ct.nrrd", plan_path=tmp_path / "plan.json").paths
+    assert len(planned) == 1 + len(report["paths"])
+    assert planned[0].entry_ras == tuple(one["entry_ras"])
+    assert planned[0].setting == f"{one['applicator']} {one['power_w']:g} W {one['time_s']:g} s"
+    assert [p.score for p in planned[1:]] == [p["score"] for p in report["paths"]]
+    assert dict(planned[1].criteria) == report["paths"][0]["criteria"]
     assert case.paths[0].target_ras == pytest.approx(one["target_ras"])
     assert read_markups(tmp_path / "ablation-1.mrk.json").paths == case.paths
     assert not (tmp_path / "ablation-9.mrk.json").exists()
