@@ -214,12 +214,10 @@ def surface_margins_mm(points_ras: ArrayLike, zone: Zone) -> Array:
         table = _readonly(zone.shape.distance_mm)
         tip, axis = _readonly(pose.translation), _readonly(pose.rotation[:, 2])
         _table_margins(points, tip, axis, table, grid.first_z_mm, grid.spacing_mm, out)
-        if zone.cut is not None:
-            there = np.empty_like(out)
-            for shift in zone.cut.shifts_ras:
-                _table_margins(points, _readonly(tip + shift), axis, table, grid.first_z_mm, grid.spacing_mm, there)
-                there -= zone.cut.slack_mm
-                np.minimum(out, there, out=out)
+        if zone.cut is not None and len(zone.cut.heights_mm):
+            x, y, z = np.ascontiguousarray(points.T)
+            for (p, q, r), height in zip(zone.cut.normals_ras, zone.cut.heights_mm - zone.cut.slack_mm, strict=True):
+                np.minimum(out, height - (p * x + q * y + r * z), out=out)
     elif len(zone.surface_ras) == 0:
         out[:] = -np.inf
     else:

@@ -24,7 +24,7 @@ from scipy.special import ndtr, ndtri
 
 from nav.ablation.margin import compute_margin, surface_margins_mm, table_margins_mm
 from nav.ablation.tumour import TumourModel, thinned
-from nav.ablation.vessel_cut import cut_shifts
+from nav.ablation.vessel_cut import cut_planes
 from nav.ablation.zone import EllipsoidZone, MarginChance, MarginResult, NeedleZone, Zone
 from nav.geometry.rigid import Rigid
 
@@ -197,14 +197,13 @@ def _moved_margins(points: Array, one: UncertainZone, poses: Array) -> Array:
     seen = moved(points)
     flat = seen.reshape(-1, 3)
     if isinstance(zone, NeedleZone):
-        rotation, shape = zone.ras_from_tip.rotation, zone.shape
-        cut = zone.cut
+        cut, rotation, origin = zone.cut, zone.ras_from_tip.rotation, zone.ras_from_tip.translation
         margins = surface_margins_mm(flat, replace(zone, cut=None)).reshape(seen.shape[:2])
-        if cut is not None and len(cut.walls_ras):
-            away = cut_shifts(shape, (moved(cut.walls_ras) - zone.ras_from_tip.translation) @ rotation, cut.depth_mm)
-            for shift in away @ rotation.T:
-                there = surface_margins_mm((seen - shift).reshape(-1, 3), replace(zone, cut=None))
-                np.minimum(margins, there.reshape(margins.shape) - cut.slack_mm, out=margins)
+        if cut is not None and len(cut.heights_mm):
+            normals, heights = cut_planes(zone.shape, (moved(cut.walls_ras) - origin) @ rotation, cut.depth_mm)
+            x, y, z = (np.ascontiguousarray(seen[..., c]) - origin[c] for c in range(3))
+            for (p, q, r), height in zip((normals @ rotation.T).transpose(0, 2, 1), heights, strict=True):
+                np.minimum(margins, height - cut.slack_mm - (p * x + q * y + r * z), out=margins)
         return margins
     if isinstance(zone, EllipsoidZone):  # looked up and not solved for: there are many points
         table = _ellipsoid_table(zone.semi_long_mm, zone.semi_short_mm)

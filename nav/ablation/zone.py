@@ -40,22 +40,25 @@ class EllipsoidZone:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VesselCut:
-    """How a zone is drawn in towards vessels: only that is left of it that also lies in each of its shifted selves.
+    """Planes across the ways from the antenna to vessels, beyond which nothing of a zone is left.
 
     Attributes
     ----------
     walls_ras : (n, 3) float64
         The points of vessel walls that matter, RAS mm.
-    shifts_ras : (n, 3) float64
-        Away from each of them.
+    normals_ras : (n, 3) float64
+        Of the planes, unit, towards the vessels.
+    heights_mm : (n,) float64
+        Of the planes along their normals, from the origin of RAS.
     depth_mm : float
         The walls lie this much nearer than the points.
     slack_mm : float
-        Taken off the margins in the shifted zones, for the walls left out.
+        What the walls left out may cut beyond the planes; taken off.
     """
 
     walls_ras: NDArray[np.float64]
-    shifts_ras: NDArray[np.float64]
+    normals_ras: NDArray[np.float64]
+    heights_mm: NDArray[np.float64]
     depth_mm: float
     slack_mm: float
 
