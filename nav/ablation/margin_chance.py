@@ -25,7 +25,7 @@ from scipy.special import ndtr, ndtri
 from nav.ablation.margin import compute_margin, surface_margins_mm, table_margins_mm
 from nav.ablation.tumour import TumourModel, thinned
 from nav.ablation.vessel_cut import cut_planes
-from nav.ablation.zone import EllipsoidZone, MarginChance, MarginResult, NeedleZone, Zone
+from nav.ablation.zone import EllipsoidZone, MarginChance, MarginResult, NeedleZone, Zone, ZoneUnion
 from nav.geometry.rigid import Rigid
 
 if TYPE_CHECKING:
@@ -129,8 +129,8 @@ def prepare_chance(model: TumourModel, *, points: int = _POINTS, draws: int = _D
     # Of mean 0, unit variance and uncorrelated also as a sample, as far as there are draws for it.
     use = min(_MOST_ERRORS, draws // 2)
     normal -= normal.mean(axis=0)
-    q, r = np.linalg.qr(normal[:, :use])
-    normal = np.where(np.diag(r) < 0.0, -q, q) * math.sqrt(draws)
+    apart, mixed = np.linalg.qr(normal[:, :use])
+    normal = np.where(np.diag(mixed) < 0.0, -apart, apart) * math.sqrt(draws)
     return ChanceSamples(_frozen(few), model.voxel_axes_mm, model.patch_sigma_mm, _frozen(normal))
 
 
@@ -442,6 +442,15 @@ def margin_with_chance(model: TumourModel, samples: ChanceSamples, zones: Sequen
     zones : sequence of UncertainZone
         At least one.
     """
-    found = compute_margin(model, zones[0].zone)
+    if not zones:
+        raise ValueError("there is no zone")
+    every = [z.zone for z in zones]
+    one = every[0]
+    if len(every) > 1:
+        members = tuple(z for z in every if isinstance(z, EllipsoidZone | NeedleZone))
+        if len(members) < len(every):
+            raise ValueError("a zone of tier 2 holds every applicator already: give it alone")
+        one = ZoneUnion(members)
+    found = compute_margin(model, one)
     chance = margin_chance(samples, zones, found.worst_point_ras)
     return replace(found, sigma_mm=chance.sigma_mm, chance=chance)

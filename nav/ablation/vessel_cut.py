@@ -42,7 +42,10 @@ _CELL_MM, _WALL_MM = 1.0, 2.0
 #: Nothing farther than this from the antenna's wall draws a zone in that does not reach it.
 _REACH_MM = float(_DISTANCE_MM[-1]) - _TUBE_RADIUS_MM
 #: What the planes left out may still cut, mm, is taken off; and so many are kept at most.
-_SLACK_MM, _MOST_CUTS = 0.25, 8
+_SLACK_MM, _MOST_CUTS = 0.25, 12
+
+_RULE = "drawn in towards vessels by an empirical rule (Ringe 2015, ex vivo)"
+_NONE_NEAR = "no vessel of 3 mm near enough to draw it in"
 
 
 class NoVesselRuleError(ValueError):
@@ -178,7 +181,8 @@ def cut_zone(zone: NeedleZone, walls: VesselWalls, modality: str) -> NeedleZone:
     shape, pose = zone.shape, zone.ras_from_tip
     none = np.empty((0, 3))
     if shape.volume_ml == 0.0 or not len(walls.points_ras):
-        return replace(zone, cut=VesselCut(none, none, none[:, 0], walls.depth_mm, 0.0))
+        cut = VesselCut(none, none, none[:, 0], walls.depth_mm, 0.0)
+        return replace(zone, cut=cut, basis=f"{zone.basis}; {_NONE_NEAR}")
     near = walls.tree.query_ball_point(
         zone.centre_ras, 0.5 * shape.long_mm + max(_REACH_MM, 0.5 * shape.short_mm) + walls.depth_mm
     )

@@ -11,7 +11,7 @@ from nav.ablation.needle_zone import NeedleShape
 from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
 
-__all__ = ["BoxZone", "EllipsoidZone", "MarginChance", "MarginResult", "NeedleZone", "VesselCut", "Zone"]
+__all__ = ["BoxZone", "EllipsoidZone", "MarginChance", "MarginResult", "NeedleZone", "VesselCut", "Zone", "ZoneUnion"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,8 +122,37 @@ class BoxZone:
     tier: int = 2
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ZoneUnion:
+    """Zones made one after the other, each where it was made: applicators in turn, or one that is pulled back.
+
+    What is heated together grows larger than this; only three dimensions (tier 2) know by how much.
+
+    Attributes
+    ----------
+    zones : tuple of EllipsoidZone or NeedleZone
+        At least one.
+    """
+
+    zones: tuple[EllipsoidZone | NeedleZone, ...]
+
+    def __post_init__(self) -> None:
+        if not self.zones:
+            raise ValueError("a union needs at least one zone")
+
+    @property
+    def tier(self) -> int:
+        """The lowest of its zones: with one chart in it, it is no prediction."""
+        return min(z.tier for z in self.zones)
+
+    @property
+    def basis(self) -> str:
+        """Of every zone."""
+        return "; ".join(dict.fromkeys(f"tier {z.tier}: {z.basis}" for z in self.zones))
+
+
 #: What a margin can be asked of.
-Zone = EllipsoidZone | NeedleZone | BoxZone
+Zone = EllipsoidZone | NeedleZone | BoxZone | ZoneUnion
 
 
 @dataclass(frozen=True, slots=True, eq=False)
