@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from drivers.openigtlink.contents import TrackedTool
 from drivers.openigtlink.wire import DEVICE_NAME_BYTES, EncodeError
-from nav.ablation.zone import Zone
+from nav.ablation.zone import Zone, ZoneUnion
 from nav.ablation.zone_surface import zone_map, zone_mesh
 from nav.config.room import RoomConfig
 from nav.geometry.frames import TransformName
@@ -187,8 +187,8 @@ def margin_text(snapshot: NavigationSnapshot, acquired_utc_ns: int | None) -> st
             "power_w": setting.power_w,
             "time_s": setting.time_s,
             "tissue": setting.tissue,
-            "long_mm": zone.long_mm,
-            "short_mm": zone.short_mm,
+            "long_mm": None if isinstance(zone, ZoneUnion) else zone.long_mm,
+            "short_mm": None if isinstance(zone, ZoneUnion) else zone.short_mm,
             "tier": zone.tier,
             "basis": zone.basis,
         },

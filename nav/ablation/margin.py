@@ -16,14 +16,21 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from nav.ablation.tumour import TumourModel
-from nav.ablation.zone import EllipsoidZone, MarginResult, NeedleZone, Zone
+from nav.ablation.zone import EllipsoidZone, MarginResult, NeedleZone, Zone, ZoneUnion
+from nav.ablation.zone_samples import surface_grid
 from nav.geometry.kernels import KernelSpec
 
 __all__ = ["KERNELS", "compute_margin", "point_margin_mm", "surface_margins_mm", "table_margins_mm"]
 
 Array = NDArray[np.float64]
+
+#: Between samples of the surface of a union.
+_SAMPLES_MM = 1.5
+#: Less deep than this in another zone, a surface still counts: two zones at one place shall not take away each other's.
+_TOUCH_MM = 0.2
 
 
 @njit(nogil=True, cache=True)
@@ -200,9 +207,12 @@ def surface_margins_mm(points_ras: ArrayLike, zone: Zone) -> Array:
     """(n,) signed distance in mm of (n, 3) RAS points to the zone's surface, positive inside; -inf without a zone.
 
     Beyond the table or box of a computed zone (more than 10 mm outside of it) the distance is an upper bound of the
-    magnitude. Outside a zone that is drawn in towards vessels it is a lower bound of it.
+    magnitude. Outside a zone that is drawn in towards vessels it is a lower bound of it. Inside a union it is the depth
+    in that zone where the point lies deepest, and the union's surface may be farther away.
     """
     points = _readonly(points_ras)
+    if isinstance(zone, ZoneUnion):
+        return np.asarray(np.max([surface_margins_mm(points, z) for z in zone.zones], axis=0))
     out = np.empty(len(points))
     if isinstance(zone, EllipsoidZone):
         _surface_margins(
@@ -213,12 +223,10 @@ def surface_margins_mm(points_ras: ArrayLike, zone: Zone) -> Array:
         table = _readonly(zone.shape.distance_mm)
         tip, axis = _readonly(pose.translation), _readonly(pose.rotation[:, 2])
         _table_margins(points, tip, axis, table, grid.first_z_mm, grid.spacing_mm, out)
-        if zone.cut is not None:
-            there = np.empty_like(out)
-            for shift in zone.cut.shifts_ras:
-                _table_margins(points, _readonly(tip + shift), axis, table, grid.first_z_mm, grid.spacing_mm, there)
-                there -= zone.cut.slack_mm
-                np.minimum(out, there, out=out)
+        if zone.cut is not None and len(zone.cut.heights_mm):
+            x, y, z = np.ascontiguousarray(points.T)
+            for (p, q, r), height in zip(zone.cut.normals_ras, zone.cut.heights_mm - zone.cut.slack_mm, strict=True):
+                np.minimum(out, height - (p * x + q * y + r * z), out=out)
     elif len(zone.surface_ras) == 0:
         out[:] = -np.inf
     else:
@@ -252,6 +260,71 @@ def _normal_at(point: Array, zone: Zone) -> Array:
     return np.asarray(g / length if length > 0.0 else zone.axis_ras)
 
 
+def _levels(points: Array, zone: EllipsoidZone | NeedleZone) -> Array:
+    """(n,) above 0 inside, about the margin near the surface: cheaper than `surface_margins_mm` for ellipsoids."""
+    if not isinstance(zone, EllipsoidZone):
+        return surface_margins_mm(points, zone)
+    x, y, z = (np.ascontiguousarray(points[:, c]) - zone.centre_ras[c] for c in range(3))
+    p, q, r = zone.axis_ras
+    along = (p * x + q * y + r * z) ** 2
+    a, b = zone.semi_long_mm, zone.semi_short_mm
+    level = 1.0 - np.sqrt(along / a**2 + np.maximum(x * x + y * y + z * z - along, 0.0) / b**2)
+    return np.asarray(min(a, b) * level)
+
+
+def _count_in_union(points: Array, union: ZoneUnion) -> int:
+    outside = points
+    for zone in union.zones:
+        outside = outside[~(_levels(outside, zone) >= 0.0)]
+    return len(points) - len(outside)
+
+
+def _deepest_in_union(points: Array, bounds: Array, union: ZoneUnion) -> tuple[int, float]:
+    """Index and margin of the worst of points that all lie inside a union.
+
+    Between zones that overlap, the nearest surface of the deepest one lies inside another; the union's own surface,
+    often the waist where they meet, is farther. It is sampled: what of each zone's surface lies in no other one, and
+    where lines of samples enter another. Points that cannot be the worst by ``bounds`` are left out.
+    """
+    pieces = []
+    for i, zone in enumerate(union.zones):
+        grid = surface_grid(zone, _SAMPLES_MM)
+        others = [z for j, z in enumerate(union.zones) if j != i]
+        if not others or not grid.size:
+            pieces.append(grid.reshape(-1, 3))
+            continue
+        inside = np.max([_levels(grid.reshape(-1, 3), z) for z in others], axis=0).reshape(grid.shape[:2])
+        inside -= _TOUCH_MM
+        pieces.append(grid[inside <= 0.0])
+        for first, second in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :], None)):
+            there = np.roll(grid, -1, axis=1) if second is None else grid[second]
+            deep = np.roll(inside, -1, axis=1) if second is None else inside[second]
+            crossing = (inside[first] > 0.0) != (deep > 0.0)
+            a, b = inside[first][crossing], deep[crossing]
+            share = (a / (a - b))[:, None]
+            pieces.append((1.0 - share) * grid[first][crossing] + share * there[crossing])
+    surface = np.concatenate(pieces)
+    # A foot on the surface may lie between samples: no farther than half the diagonal from one of them.
+    off = 0.5 * math.sqrt(2.0) * _SAMPLES_MM
+
+    worst = int(np.argmin(bounds))
+    x, y, z = np.ascontiguousarray(surface.T)
+    p, q, r = points[worst]
+    nearest = float(np.min((x - p) ** 2 + (y - q) ** 2 + (z - r) ** 2))
+    best = max(float(bounds[worst]), math.sqrt(max(nearest - off * off, 0.0)))
+    rest = np.flatnonzero(bounds < best)
+    if not len(rest):
+        return worst, best
+    low, high = points[rest].min(axis=0) - best - off, points[rest].max(axis=0) + best + off
+    near = surface[
+        (x >= low[0]) & (x <= high[0]) & (y >= low[1]) & (y <= high[1]) & (z >= low[2]) & (z <= high[2])
+    ]  # fmt: skip
+    distance = cKDTree(near, balanced_tree=False, compact_nodes=False).query(points[rest])[0]
+    margins = np.maximum(bounds[rest], np.sqrt(np.maximum(distance**2 - off * off, 0.0)))
+    which = int(np.argmin(margins))
+    return int(rest[which]), float(margins[which])
+
+
 def compute_margin(model: TumourModel, zone: Zone, tip_covariance_mm2: Array | None = None) -> MarginResult:
     """Minimum margin of the tumour's surface to the zone, coverage of tumour + margin, and the margin's sigma.
 
@@ -278,8 +351,14 @@ def compute_margin(model: TumourModel, zone: Zone, tip_covariance_mm2: Array | N
     else:
         margins = surface_margins_mm(model.surface_points, zone)
         index = int(np.argmin(margins))  # NaN counts as the smallest
-        margin = margins[index]
-        inside = int((surface_margins_mm(model.volume_points, zone) >= 0.0).sum())
+        if isinstance(zone, ZoneUnion) and margins[index] > 0.0:
+            index, margin = _deepest_in_union(model.surface_points, margins, zone)
+        else:
+            margin = float(margins[index])
+        if isinstance(zone, ZoneUnion):
+            inside = _count_in_union(model.volume_points, zone)
+        else:
+            inside = int((surface_margins_mm(model.volume_points, zone) >= 0.0).sum())
     worst = np.array(model.surface_points[index])
     worst.setflags(write=False)
     normal = _normal_at(worst, zone)

@@ -24,8 +24,8 @@ from scipy.special import ndtr, ndtri
 
 from nav.ablation.margin import compute_margin, surface_margins_mm, table_margins_mm
 from nav.ablation.tumour import TumourModel, thinned
-from nav.ablation.vessel_cut import cut_shifts
-from nav.ablation.zone import EllipsoidZone, MarginChance, MarginResult, NeedleZone, Zone
+from nav.ablation.vessel_cut import cut_planes
+from nav.ablation.zone import EllipsoidZone, MarginChance, MarginResult, NeedleZone, Zone, ZoneUnion
 from nav.geometry.rigid import Rigid
 
 if TYPE_CHECKING:
@@ -129,8 +129,8 @@ def prepare_chance(model: TumourModel, *, points: int = _POINTS, draws: int = _D
     # Of mean 0, unit variance and uncorrelated also as a sample, as far as there are draws for it.
     use = min(_MOST_ERRORS, draws // 2)
     normal -= normal.mean(axis=0)
-    q, r = np.linalg.qr(normal[:, :use])
-    normal = np.where(np.diag(r) < 0.0, -q, q) * math.sqrt(draws)
+    apart, mixed = np.linalg.qr(normal[:, :use])
+    normal = np.where(np.diag(mixed) < 0.0, -apart, apart) * math.sqrt(draws)
     return ChanceSamples(_frozen(few), model.voxel_axes_mm, model.patch_sigma_mm, _frozen(normal))
 
 
@@ -197,14 +197,13 @@ def _moved_margins(points: Array, one: UncertainZone, poses: Array) -> Array:
     seen = moved(points)
     flat = seen.reshape(-1, 3)
     if isinstance(zone, NeedleZone):
-        rotation, shape = zone.ras_from_tip.rotation, zone.shape
-        cut = zone.cut
+        cut, rotation, origin = zone.cut, zone.ras_from_tip.rotation, zone.ras_from_tip.translation
         margins = surface_margins_mm(flat, replace(zone, cut=None)).reshape(seen.shape[:2])
-        if cut is not None and len(cut.walls_ras):
-            away = cut_shifts(shape, (moved(cut.walls_ras) - zone.ras_from_tip.translation) @ rotation, cut.depth_mm)
-            for shift in away @ rotation.T:
-                there = surface_margins_mm((seen - shift).reshape(-1, 3), replace(zone, cut=None))
-                np.minimum(margins, there.reshape(margins.shape) - cut.slack_mm, out=margins)
+        if cut is not None and len(cut.heights_mm):
+            normals, heights = cut_planes(zone.shape, (moved(cut.walls_ras) - origin) @ rotation, cut.depth_mm)
+            x, y, z = (np.ascontiguousarray(seen[..., c]) - origin[c] for c in range(3))
+            for (p, q, r), height in zip((normals @ rotation.T).transpose(0, 2, 1), heights, strict=True):
+                np.minimum(margins, height - cut.slack_mm - (p * x + q * y + r * z), out=margins)
         return margins
     if isinstance(zone, EllipsoidZone):  # looked up and not solved for: there are many points
         table = _ellipsoid_table(zone.semi_long_mm, zone.semi_short_mm)
@@ -443,6 +442,15 @@ def margin_with_chance(model: TumourModel, samples: ChanceSamples, zones: Sequen
     zones : sequence of UncertainZone
         At least one.
     """
-    found = compute_margin(model, zones[0].zone)
+    if not zones:
+        raise ValueError("there is no zone")
+    every = [z.zone for z in zones]
+    one = every[0]
+    if len(every) > 1:
+        members = tuple(z for z in every if isinstance(z, EllipsoidZone | NeedleZone))
+        if len(members) < len(every):
+            raise ValueError("a zone of tier 2 holds every applicator already: give it alone")
+        one = ZoneUnion(members)
+    found = compute_margin(model, one)
     chance = margin_chance(samples, zones, found.worst_point_ras)
     return replace(found, sigma_mm=chance.sigma_mm, chance=chance)

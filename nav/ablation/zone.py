@@ -11,7 +11,7 @@ from nav.ablation.needle_zone import NeedleShape
 from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
 
-__all__ = ["BoxZone", "EllipsoidZone", "MarginChance", "MarginResult", "NeedleZone", "VesselCut", "Zone"]
+__all__ = ["BoxZone", "EllipsoidZone", "MarginChance", "MarginResult", "NeedleZone", "VesselCut", "Zone", "ZoneUnion"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,22 +50,25 @@ class EllipsoidZone:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VesselCut:
-    """How a zone is drawn in towards vessels: only that is left of it that also lies in each of its shifted selves.
+    """Planes across the ways from the antenna to vessels, beyond which nothing of a zone is left.
 
     Attributes
     ----------
     walls_ras : (n, 3) float64
         The points of vessel walls that matter, RAS mm.
-    shifts_ras : (n, 3) float64
-        Away from each of them.
+    normals_ras : (n, 3) float64
+        Of the planes, unit, towards the vessels.
+    heights_mm : (n,) float64
+        Of the planes along their normals, from the origin of RAS.
     depth_mm : float
         The walls lie this much nearer than the points.
     slack_mm : float
-        Taken off the margins in the shifted zones, for the walls left out.
+        What the walls left out may cut beyond the planes; taken off.
     """
 
     walls_ras: NDArray[np.float64]
-    shifts_ras: NDArray[np.float64]
+    normals_ras: NDArray[np.float64]
+    heights_mm: NDArray[np.float64]
     depth_mm: float
     slack_mm: float
 
@@ -142,8 +145,37 @@ class BoxZone:
     tier: int = 2
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ZoneUnion:
+    """Zones made one after the other, each where it was made: applicators in turn, or one that is pulled back.
+
+    What is heated together grows larger than this; only three dimensions (tier 2) know by how much.
+
+    Attributes
+    ----------
+    zones : tuple of EllipsoidZone or NeedleZone
+        At least one.
+    """
+
+    zones: tuple[EllipsoidZone | NeedleZone, ...]
+
+    def __post_init__(self) -> None:
+        if not self.zones:
+            raise ValueError("a union needs at least one zone")
+
+    @property
+    def tier(self) -> int:
+        """The lowest of its zones: with one chart in it, it is no prediction."""
+        return min(z.tier for z in self.zones)
+
+    @property
+    def basis(self) -> str:
+        """Of every zone."""
+        return "; ".join(dict.fromkeys(f"tier {z.tier}: {z.basis}" for z in self.zones))
+
+
 #: What a margin can be asked of.
-Zone = EllipsoidZone | NeedleZone | BoxZone
+Zone = EllipsoidZone | NeedleZone | BoxZone | ZoneUnion
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, lru_cache
 
 import numpy as np
@@ -11,49 +12,36 @@ from skimage import measure
 
 from nav.ablation.margin import surface_margins_mm
 from nav.ablation.needle_zone import NeedleShape, outline_at
-from nav.ablation.zone import BoxZone, EllipsoidZone, Zone
+from nav.ablation.zone import BoxZone, EllipsoidZone, NeedleZone, Zone, ZoneUnion
+from nav.ablation.zone_samples import outline_grid, surface_grid
 from nav.geometry.directions import axes_along
 from nav.geometry.volume import Volume
 from nav.imaging.contours import Mesh
 from nav.imaging.surfaces import sphere_mesh
 
-__all__ = ["box_mesh", "needle_mesh", "shape_mesh", "zone_map", "zone_mask", "zone_mesh"]
+__all__ = ["box_mesh", "cut_zone_mesh", "shape_mesh", "zone_map", "zone_mask", "zone_mesh"]
 
 Array = NDArray[np.float64]
 
-#: Rings and meridians of a body of revolution: chords leave the surface by 0.04 mm at a radius of 20 mm.
-_RINGS, _MERIDIANS = 48, 48
+#: Between the points of a surface: chords leave it by 0.03 mm at a radius of 20 mm.
+_SPACING_MM = 2.0
 #: Halvings of the octahedron from which an ellipsoid is made: 512 triangles, inside by 0.5 % of its half axes at most.
 _SUBDIVISIONS = 3
 _NOTHING = Mesh.of(np.zeros((0, 3)), np.zeros((0, 3), np.int32))
 
 
-def needle_mesh(outline_mm: Array) -> Mesh:
-    """The body of revolution of an outline (z, r) from tip side to hub side, in the needle's frame; empty for none.
-
-    Parameters
-    ----------
-    outline_mm : (n, 2) float64
-        As `NeedleShape.outline_mm`; its ends are taken onto the axis.
-    """
-    if len(outline_mm) < 3:
+def _grid_mesh(grid: Array) -> Mesh:
+    """The closed surface of (rows, turns, 3) points whose first and last rows are poles."""
+    rows, turns = grid.shape[:2]
+    if rows < 3 or turns < 3:
         return _NOTHING
-    length = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(outline_mm, axis=0).T))])
-    at = np.linspace(0.0, length[-1], _RINGS)
-    z, r = (np.interp(at, length, outline_mm[:, n]) for n in range(2))
-    r[[0, -1]] = 0.0
-    angles = np.arange(_MERIDIANS) * (2.0 * np.pi / _MERIDIANS)
-    vertices = np.stack(
-        [r[:, None] * np.cos(angles), r[:, None] * np.sin(angles), np.repeat(z[:, None], _MERIDIANS, axis=1)], axis=-1
-    )
-    ring, here = np.meshgrid(np.arange(_RINGS - 1), np.arange(_MERIDIANS), indexing="ij")
-    after = (here + 1) % _MERIDIANS
-    a, b = ring * _MERIDIANS + here, ring * _MERIDIANS + after
-    c, d = a + _MERIDIANS, b + _MERIDIANS
+    ring, here = np.meshgrid(np.arange(rows - 1), np.arange(turns), indexing="ij")
+    a, b = ring * turns + here, ring * turns + (here + 1) % turns
+    c, d = a + turns, b + turns
     # Counter-clockwise from outside. The first and the last ring are points: triangles with an edge there have no area.
     ahead = np.stack([a, c, b], axis=-1)[1:].reshape(-1, 3)
     behind = np.stack([b, c, d], axis=-1)[:-1].reshape(-1, 3)
-    return Mesh.of(vertices.reshape(-1, 3), np.concatenate([ahead, behind]))
+    return Mesh.of(grid.reshape(-1, 3), np.concatenate([ahead, behind]))
 
 
 def box_mesh(level: Volume, at: float = 0.0) -> Mesh:
@@ -75,7 +63,22 @@ def _unit_sphere() -> Mesh:
 @lru_cache(maxsize=8)
 def shape_mesh(shape: NeedleShape, depth_mm: float = 0.0) -> Mesh:
     """The surface of a computed shape, or that ``depth_mm`` inside it, in the needle's frame; made once per shape."""
-    return needle_mesh(outline_at(shape, depth_mm) if depth_mm else shape.outline_mm)
+    outline = outline_at(shape, depth_mm) if depth_mm else shape.outline_mm
+    return _grid_mesh(outline_grid(outline, _SPACING_MM))
+
+
+@lru_cache(maxsize=8)
+def _inner_shape(shape: NeedleShape, depth_mm: float) -> NeedleShape:
+    """Only its outline is that so far inside."""
+    return replace(shape, outline_mm=outline_at(shape, depth_mm))
+
+
+def cut_zone_mesh(zone: NeedleZone, depth_mm: float = 0.0) -> Mesh:
+    """The surface of a zone that is drawn in towards vessels, or that ``depth_mm`` inside it, RAS mm."""
+    if zone.cut is not None and depth_mm:
+        cut = replace(zone.cut, slack_mm=zone.cut.slack_mm + depth_mm)
+        zone = replace(zone, shape=_inner_shape(zone.shape, depth_mm), cut=cut)
+    return _grid_mesh(surface_grid(zone, _SPACING_MM))
 
 
 @lru_cache(maxsize=2)
@@ -84,12 +87,24 @@ def _box_surface(zone: BoxZone) -> Mesh:
 
 
 def zone_mesh(zone: Zone) -> Mesh:
-    """The zone's surface, RAS mm, triangles counter-clockwise from outside; without vertices where nothing dies."""
+    """The zone's surface, RAS mm, triangles counter-clockwise from outside; without vertices where nothing dies.
+
+    Of a union, the surfaces of all its zones, which pass through one another.
+    """
     if isinstance(zone, EllipsoidZone):
         half = axes_along(zone.axis_ras) * (zone.semi_short_mm, zone.semi_short_mm, zone.semi_long_mm)
         return Mesh.of(_unit_sphere().vertices @ half.T + zone.centre_ras, _unit_sphere().triangles)
     if isinstance(zone, BoxZone):
         return _box_surface(zone)
+    if isinstance(zone, ZoneUnion):
+        parts = [zone_mesh(z) for z in zone.zones]
+        first = np.cumsum([0, *(len(m.vertices) for m in parts[:-1])])
+        return Mesh.of(
+            np.concatenate([m.vertices for m in parts]),
+            np.concatenate([m.triangles + n for m, n in zip(parts, first, strict=True)]),
+        )
+    if zone.cut is not None:
+        return cut_zone_mesh(zone)
     mesh = shape_mesh(zone.shape)
     return Mesh.of(zone.ras_from_tip.apply(mesh.vertices), mesh.triangles)
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nav.ablation.needle_zone import NeedleShape
-    from nav.ablation.zone import Zone
+    from nav.ablation.zone import BoxZone, EllipsoidZone, NeedleZone
+
+    Zone = EllipsoidZone | NeedleZone | BoxZone
     from nav.geometry.rigid import Rigid
     from nav.geometry.volume import Volume
 
@@ -24,7 +26,8 @@ __all__ = ["HELP", "zone"]
 HELP = """The zone that an applicator makes at a power and a time, as a mask and in numbers.
 
 Tier 0 is the manufacturer's chart: a reference, never a prediction. Tier 1 computes the heat around the needle in
-homogeneous tissue, tier 2 in three dimensions, with the vessels of --vessel held at the temperature of blood. Computed
+homogeneous tissue, tier 2 in three dimensions. The vessels of --vessel that are at least 3 mm wide draw the zone in: in
+tier 2 they are held at the temperature of blood, in tier 1 a rule from an experiment with microwaves is used. Computed
 zones come with a band: dead inside the inner surface with 95 %, alive outside the outer one with 95 %, as far as
 perfusion, deposited power, the model's own error and the needle's pose are known. Without --tip the needle's tip lies
 at the origin and looks up. Into --out goes the zone's mask, beside it those of the band.
@@ -49,7 +52,7 @@ def zone(
     out: Annotated[Path, typer.Option(help="Mask to write (.nrrd, .nii.gz, .mha).", show_default=False)],
     tissue: Annotated[str, typer.Option(help="Name of a shipped tissue, or a .toml file.")] = "liver",
     tier: Annotated[int, typer.Option(help="0 chart, 1 around the needle, 2 in three dimensions.", min=0, max=2)] = 1,
-    vessel: Annotated[Path | None, typer.Option(help="Mask or label map of vessels; tier 2.")] = None,
+    vessel: Annotated[Path | None, typer.Option(help="Mask or label map of vessels; tiers 1 and 2.")] = None,
     vessel_label: Annotated[list[int] | None, typer.Option(help="Label of vessels in it; may be repeated.")] = None,
     tip: Annotated[str, typer.Option(metavar="X,Y,Z", help="Needle tip, RAS mm.")] = "",
     entry: Annotated[str, typer.Option(metavar="X,Y,Z", help="A point on the shaft, RAS mm.")] = "",
@@ -69,13 +72,14 @@ def zone(
     from nav.ablation.applicators import load_applicator, place_zone
     from nav.ablation.prediction import Applied, place_shape, predict_band, predict_box, predict_shape
     from nav.ablation.thermal import load_tissue
+    from nav.ablation.vessel_cut import NoVesselRuleError, cut_zone, vessel_walls
     from nav.cli.progress import Steps
     from nav.cli.registration_files import prepare, set_threads
     from nav.io.labels import load_mask
     from nav.io.volume_file import write_volume
 
-    if vessel is not None and tier != 2:
-        raise CommandError(f"--vessel: tier {tier} knows no vessels, only tier 2 does", ExitCode.USAGE)
+    if vessel is not None and tier == 0:
+        raise CommandError("--vessel: tier 0 is the manufacturer's chart and knows no vessels", ExitCode.USAGE)
     if vessel_label and vessel is None:
         raise CommandError("--vessel-label: needs --vessel", ExitCode.USAGE)
     for name, value in (("--tip-sigma-mm", tip_sigma_mm), ("--angle-sigma-deg", angle_sigma_deg)):
@@ -122,9 +126,25 @@ def zone(
         report["basis"] = placed.basis
         report |= {"long_mm": shape.long_mm, "short_mm": shape.short_mm, "volume_ml": shape.volume_ml}
         report["band"] = {"inner": _numbers(band.inner), "outer": _numbers(band.outer)}
-        if tier == 2:
+        mask = None
+        if vessel is not None:
             with steps.step("Reading"):
-                mask = None if vessel is None else load_mask(vessel, label=vessel_label, ct=None).volume
+                mask = load_mask(vessel, label=vessel_label, ct=None).volume
+        if tier == 1 and mask is not None:
+            walls = vessel_walls(mask)
+            begin = time.perf_counter()
+            try:
+                placed, inner, outer = (cut_zone(z, walls, device.modality) for z in (placed, inner, outer))
+            except NoVesselRuleError as error:
+                raise CommandError(str(error)) from None
+            report["seconds"] += time.perf_counter() - begin
+            report["basis"] = placed.basis
+            report |= _measured(placed)
+            report["band"] = {"inner": _measured(inner), "outer": _measured(outer)}
+            if not len(walls.points_ras):
+                warnings.append("no vessel in --vessel is 3 mm wide: none draws the zone in")
+        report["vessel_correction"] = None if mask is None else "empirical" if tier == 1 else "computed"
+        if tier == 2:
             begin = time.perf_counter()
             with steps.step("Heating in three dimensions") as update:
                 box = predict_box([Applied(device, power, seconds, pose)], material, vessels=mask, progress=update)
@@ -161,6 +181,18 @@ def zone(
 
 def _numbers(shape: NeedleShape) -> dict[str, float]:
     return {"long_mm": shape.long_mm, "short_mm": shape.short_mm, "volume_ml": shape.volume_ml}
+
+
+def _measured(zone: NeedleZone) -> dict[str, float]:
+    """Of a zone that vessels draw in: no body of revolution any more."""
+    from nav.ablation.margin import surface_margins_mm
+    from nav.ablation.prediction import box_zone
+    from nav.geometry.volume import Volume
+
+    grid = _grid(zone)
+    level = surface_margins_mm(grid.voxels_ras(), zone).reshape(grid.array.shape)
+    box = box_zone(Volume.of(level, grid.ras_from_index), zone.ras_from_tip.rotation[:, 2], zone.tissue, zone.basis)
+    return {"long_mm": box.long_mm, "short_mm": box.short_mm, "volume_ml": box.volume_ml}
 
 
 def _beside(out: Path, name: str) -> Path:

@@ -103,7 +103,8 @@ class Volume:
 
     def holds(self, ras: ArrayLike) -> NDArray[np.bool_]:
         """(n,) whether the voxels nearest to (n, 3) RAS mm points are above 0; beyond the grid none is."""
-        index = np.rint(self.to_index(np.atleast_2d(np.asarray(ras, dtype=np.float64)))).astype(np.int64)
+        # Half-way points all go up: rounded to even, a grid half a voxel off would see every second voxel twice.
+        index = np.floor(self.to_index(np.atleast_2d(np.asarray(ras, dtype=np.float64))) + 0.5).astype(np.int64)
         within = ((index >= 0) & (index < np.array(self.size))).all(axis=1)
         out = np.zeros(len(index), np.bool_)
         i, j, k = index[within].T

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nav.geometry.volume import Volume
 from nav.hud.pane_frame import Marker, PaneFrame, Polyline, ViewState
-from nav.hud.zone_pictures import zone_ellipsoid, zone_lines, zone_veils
+from nav.hud.zone_pictures import zone_ellipsoids, zone_lines, zone_veils
 from nav.imaging import blend, contours, render3d, reslice
 from nav.imaging.contours import Mesh, cut_mesh, cut_quadrilateral
 from nav.imaging.planes import (
@@ -492,8 +492,7 @@ def _render_3d(
         placed = snapshot.plan.placed if view.layout == "plan" and snapshot.placed is None else snapshot.placed
         margin = snapshot.margin if placed is snapshot.placed else snapshot.plan.margin
         if placed is not None and view.show_zone:
-            chart = zone_ellipsoid(placed)
-            ellipsoids += [] if chart is None else [chart]
+            ellipsoids += zone_ellipsoids(placed)
             veils = zone_veils(placed)
         points: list[tuple[str, ArrayLike, str]] = []
         if snapshot.setup.step != "guide" or view.layout == "plan":

@@ -7,14 +7,15 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from nav.ablation.zone import BoxZone, EllipsoidZone, NeedleZone
-from nav.ablation.zone_surface import box_mesh, shape_mesh, zone_mesh
+from nav.ablation.needle_zone import NeedleShape
+from nav.ablation.zone import BoxZone, EllipsoidZone, NeedleZone, ZoneUnion
+from nav.ablation.zone_surface import box_mesh, cut_zone_mesh, shape_mesh, zone_mesh
 from nav.hud.pane_frame import Polyline
 from nav.imaging import render3d
 from nav.imaging.contours import Mesh, cut_ellipsoid, cut_mesh
 from nav.runtime.snapshot import PlacedZone
 
-__all__ = ["ZONE_INSET_MM", "zone_ellipsoid", "zone_lines", "zone_veils"]
+__all__ = ["ZONE_INSET_MM", "zone_ellipsoids", "zone_lines", "zone_veils"]
 
 #: How far inside the zone the dashed line runs. Of a chart it is a reduced ellipsoid: for ratios of axes up to 1.6 it
 #: lies within 0.3 mm of the true inner parallel surface (tests/unit/test_panes.py).
@@ -23,6 +24,8 @@ ZONE_INSET_MM = 5.0
 #: Most points of a line, and the dashes of a line that is made of loose segments.
 _LINE_POINTS = 96
 _DASH_PX, _DASH_SHARE = 16.0, 0.625
+
+_NO_SEGMENTS = np.empty((0, 2))
 
 ZONE_RGB = (0x7F, 0xD4, 0xFF)
 GROWN_RGB = (0xFF, 0xB0, 0x5C)
@@ -38,12 +41,13 @@ def zone_lines(
             lines += _needle_lines(style, needle, 0.0, pixel_from_ras)
     zone = placed.zone
     for style, depth_mm in (("zone_inner", ZONE_INSET_MM), ("zone", 0.0)):
-        if isinstance(zone, EllipsoidZone):
-            lines += _ellipse(style, zone, depth_mm, ras_from_pixel)
-        elif isinstance(zone, NeedleZone):
-            lines += _needle_lines(style, zone, depth_mm, pixel_from_ras)
-        else:
-            lines += _box_lines(style, zone, depth_mm, pixel_from_ras)
+        for one in zone.zones if isinstance(zone, ZoneUnion) else (zone,):
+            if isinstance(one, EllipsoidZone):
+                lines += _ellipse(style, one, depth_mm, ras_from_pixel)
+            elif isinstance(one, NeedleZone):
+                lines += _needle_lines(style, one, depth_mm, pixel_from_ras)
+            else:
+                lines += _box_lines(style, one, depth_mm, pixel_from_ras)
     return lines
 
 
@@ -57,15 +61,21 @@ def _ellipse(style: str, zone: EllipsoidZone, inset_mm: float, ras_from_pixel: N
 
 def _needle_lines(style: str, zone: NeedleZone, depth_mm: float, pixel_from_ras: NDArray[np.float64]) -> list[Polyline]:
     """One closed line: around its middle a cut through a body of revolution that is grown by heat has no overhang."""
-    mesh = _around(zone, depth_mm)
-    if len(mesh.vertices) == 0:
-        return []
-    points = cut_mesh(mesh, pixel_from_ras @ zone.ras_from_tip.matrix)[::2]
+    points = _cut(zone, depth_mm, pixel_from_ras)[::2]
     if len(points) < 3:
         return []
     off = points - points.mean(axis=0)
     order = np.argsort(np.arctan2(off[:, 1], off[:, 0]))
     return [Polyline(style, np.ascontiguousarray(points[order[:: 1 + len(order) // _LINE_POINTS]]), closed=True)]
+
+
+def _cut(zone: NeedleZone, depth_mm: float, pixel_from_ras: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Segments of the plane's cut with the zone's surface, or that so far inside it."""
+    if zone.cut is None or not len(zone.cut.heights_mm):
+        mesh = shape_mesh(zone.shape, depth_mm)
+        return cut_mesh(mesh, pixel_from_ras @ zone.ras_from_tip.matrix) if len(mesh.vertices) else _NO_SEGMENTS
+    mesh = cut_zone_mesh(zone, depth_mm)
+    return cut_mesh(mesh, pixel_from_ras) if len(mesh.vertices) else _NO_SEGMENTS
 
 
 def _box_lines(style: str, zone: BoxZone, depth_mm: float, pixel_from_ras: NDArray[np.float64]) -> list[Polyline]:
@@ -85,51 +95,52 @@ def _box_lines(style: str, zone: BoxZone, depth_mm: float, pixel_from_ras: NDArr
     return [Polyline(style, segments, segments=True)] if len(segments) else []
 
 
-def _around(zone: NeedleZone, depth_mm: float = 0.0) -> Mesh:
-    """In the needle's frame."""
-    return shape_mesh(zone.shape, depth_mm)
-
-
 @lru_cache(maxsize=4)
 def _in_box(zone: BoxZone, depth_mm: float) -> Mesh:
     """RAS mm; made once for a zone, which stands still."""
     return box_mesh(zone.distance, depth_mm) if depth_mm else zone_mesh(zone)
 
 
-def zone_ellipsoid(placed: PlacedZone) -> render3d.Ellipsoid | None:
-    """The chart's zone in 3-D; None for a computed one."""
+def zone_ellipsoids(placed: PlacedZone) -> tuple[render3d.Ellipsoid, ...]:
+    """The chart's zones in 3-D."""
     zone = placed.zone
-    if not isinstance(zone, EllipsoidZone):
-        return None
-    return render3d.Ellipsoid(zone.centre_ras, zone.axis_ras, zone.semi_long_mm, zone.semi_short_mm, ZONE_RGB)
+    return tuple(
+        render3d.Ellipsoid(one.centre_ras, one.axis_ras, one.semi_long_mm, one.semi_short_mm, ZONE_RGB)
+        for one in (zone.zones if isinstance(zone, ZoneUnion) else (zone,))
+        if isinstance(one, EllipsoidZone)
+    )
 
 
 def zone_veils(placed: PlacedZone) -> tuple[render3d.Surface, ...]:
-    """Translucent surfaces of a computed zone and of what is killed already, RAS mm, from the inside out."""
+    """Translucent surfaces of computed zones and of what is killed already, RAS mm, from the inside out."""
     veils = []
     if placed.grown is not None:
-        veils.append(_placed_surface(placed.grown, GROWN_RGB))
+        veils.append(_veil(placed.grown, GROWN_RGB))
     zone = placed.zone
-    if isinstance(zone, NeedleZone):
-        veils.append(_placed_surface(zone, ZONE_RGB))
-    elif isinstance(zone, BoxZone):
-        veils.append(_box_surface(zone))
+    for one in zone.zones if isinstance(zone, ZoneUnion) else (zone,):
+        if isinstance(one, NeedleZone):
+            veils.append(_veil(one, ZONE_RGB))
+        elif isinstance(one, BoxZone):
+            veils.append(_box_veil(one))
     return tuple(veil for veil in veils if len(veil.mesh.vertices))
 
 
-@lru_cache(maxsize=4)
-def _shape_surface(mesh: Mesh, colour: tuple[int, int, int]) -> render3d.Surface:
-    return render3d.Surface.of(mesh, colour)
-
-
-def _placed_surface(zone: NeedleZone, colour: tuple[int, int, int]) -> render3d.Surface:
-    surface, pose = _shape_surface(_around(zone), colour), zone.ras_from_tip
+def _veil(zone: NeedleZone, colour: tuple[int, int, int]) -> render3d.Surface:
+    if zone.cut is not None and len(zone.cut.heights_mm):
+        return render3d.Surface.of(cut_zone_mesh(zone), colour)
+    surface, pose = _shape_surface(zone.shape, colour), zone.ras_from_tip
     mesh = Mesh(_frozen(pose.apply(surface.mesh.vertices)), surface.mesh.triangles)
     return render3d.Surface(mesh, _frozen(pose.rotate(surface.normals)), colour)
 
 
+@lru_cache(maxsize=4)
+def _shape_surface(shape: NeedleShape, colour: tuple[int, int, int]) -> render3d.Surface:
+    """In the needle's frame."""
+    return render3d.Surface.of(shape_mesh(shape), colour)
+
+
 @lru_cache(maxsize=2)
-def _box_surface(zone: BoxZone) -> render3d.Surface:
+def _box_veil(zone: BoxZone) -> render3d.Surface:
     return render3d.Surface.of(_in_box(zone, 0.0), ZONE_RGB)
 
 

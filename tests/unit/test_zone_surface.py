@@ -13,7 +13,7 @@ from nav.ablation.needle_zone import NeedleShape, blend_shapes, outline_at, shap
 from nav.ablation.prediction import box_zone
 from nav.ablation.sources import NeedleGrid
 from nav.ablation.zone import BoxZone, EllipsoidZone, NeedleZone
-from nav.ablation.zone_surface import needle_mesh, shape_mesh, zone_map, zone_mesh
+from nav.ablation.zone_surface import shape_mesh, zone_map, zone_mesh
 from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
 
@@ -81,7 +81,6 @@ def test_inner_outline_is_parallel_and_vanishes_where_nothing_is_that_deep() -> 
     np.testing.assert_allclose(np.hypot(inner[:, 0] + 10.0, inner[:, 1]), RADIUS - 5.0, atol=0.1)
     assert len(outline_at(shape, 12.5)) == 0
     assert len(shape_mesh(shape, 12.5).vertices) == 0
-    assert len(needle_mesh(np.empty((0, 2))).vertices) == 0
 
 
 def test_blend_moves_the_surface_evenly_and_is_nothing_until_the_end_when_it_begins_with_nothing() -> None:
