@@ -70,6 +70,13 @@ class VesselWalls:
     depth_mm: float
     tree: cKDTree
 
+    @classmethod
+    def of(cls, points_ras: Array, depth_mm: float) -> VesselWalls:
+        """Freeze the points and build their tree."""
+        points = np.array(points_ras, dtype=np.float64, order="C").reshape(-1, 3)
+        points.setflags(write=False)
+        return cls(points, depth_mm, cKDTree(points))
+
 
 def vessel_walls(vessels: Volume) -> VesselWalls:
     """Walls of what is at least 3 mm wide in a mask (anything above 0 is vessel; any grid).
@@ -99,9 +106,7 @@ def vessel_walls(vessels: Volume) -> VesselWalls:
     border = wide & ~ndimage.binary_erosion(wide)
     points = np.argwhere(border)[:, ::-1] * _CELL_MM + first
     points = points[thinned(points, _WALL_MM)] if len(points) else np.empty((0, 3))
-    points = np.ascontiguousarray(points)
-    points.setflags(write=False)
-    return VesselWalls(points, 0.5 * _CELL_MM, cKDTree(points))
+    return VesselWalls.of(points, 0.5 * _CELL_MM)
 
 
 def radius_share(wall_mm: ArrayLike) -> Array:

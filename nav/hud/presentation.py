@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from nav.ablation.zone import NeedleZone
 from nav.guidance.numbers import GateState
 from nav.hud.alarms import find_alarms, worst_by_code
 from nav.hud.freshness import (
@@ -40,7 +41,7 @@ _MARGIN_GOAL_MM = 5.0
 #: What a zone rests on. A chart is the manufacturer's: no word of a prediction stands beside it.
 _TIER_LABEL = {
     0: "CHART (manufacturer reference)",
-    1: "TIER 1 around the needle",
+    1: "TIER 1",
     2: "TIER 2 in 3-D, with vessels",
 }
 
@@ -254,6 +255,8 @@ def _margin(trusted: NavigationSnapshot | None, numbers: Shown, zone_work: str) 
     bound = "" if known else "at least "
     spread = f"\u00b1 {bound}{format_value(2.0 * sigma if sigma is not None else None)} (2\u03c3)"
     basis = _TIER_LABEL[zone.tier]
+    if isinstance(zone, NeedleZone):
+        basis = f"{basis}, {'no vessels' if zone.cut is None else 'vessels by rule'}"
     chance = margin.chance
     # A chart states no error of its own, so its chance would be that of a chart that is right: not on the screen.
     if chance is not None and not chance.of_chart and known:

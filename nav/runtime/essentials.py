@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nav.ablation.tumour import TumourModel
+from nav.ablation.vessel_cut import VesselWalls, vessel_walls
 from nav.io.case import Case, Landmark, PlannedPath
 
 __all__ = ["CaseEssentials"]
@@ -17,10 +18,10 @@ __all__ = ["CaseEssentials"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CaseEssentials:
-    """Landmarks, divots, planned paths (RAS mm) and the tumour as the margin needs it.
+    """Landmarks, divots, planned paths (RAS mm), the tumour as the margin needs it, the vessels as tier 1 does.
 
-    A replay rebuilds every number from this; the CT itself is only looked at, so it stays outside. So do the vessels,
-    of which it needs to know only whether there are any: zones computed beside them are recorded as they came.
+    A replay rebuilds every number from this; the CT itself is only looked at, so it stays outside. So does the mask of
+    the vessels, whose walls are here: zones computed in the patient are recorded as they came.
     """
 
     pseudonym: str
@@ -28,13 +29,14 @@ class CaseEssentials:
     divots: tuple[Landmark, ...] = ()
     paths: tuple[PlannedPath, ...] = ()
     tumour: TumourModel | None = None
-    vessels: bool = False
+    vessels: VesselWalls | None = None
 
     @classmethod
     def of(cls, case: Case, *, margin_mm: float) -> CaseEssentials:
         """Derive from a case; samples the tumour's surface and its surroundings of ``margin_mm``."""
         tumour = None if case.tumour is None else TumourModel.from_mask(case.tumour, margin_mm=margin_mm)
-        return cls(case.identity.pseudonym, case.landmarks, case.divots, case.paths, tumour, case.vessels is not None)
+        walls = None if case.vessels is None or not case.vessels.array.any() else vessel_walls(case.vessels)
+        return cls(case.identity.pseudonym, case.landmarks, case.divots, case.paths, tumour, walls)
 
     def to_bytes(self) -> bytes:
         """NPZ with the tumour's arrays and a JSON header; the same essentials give the same bytes' content hash."""
@@ -43,9 +45,11 @@ class CaseEssentials:
             "landmarks": [[p.name, *p.ras] for p in self.landmarks],
             "divots": [[p.name, *p.ras] for p in self.divots],
             "paths": [[p.name, *p.entry_ras, *p.target_ras] for p in self.paths],
-            "vessels": self.vessels,
+            "vessel_depth_mm": None if self.vessels is None else self.vessels.depth_mm,
         }
         arrays = {} if self.tumour is None else {f"tumour_{k}": v for k, v in self.tumour.to_arrays().items()}
+        if self.vessels is not None:
+            arrays["vessel_walls"] = self.vessels.points_ras
         out = io.BytesIO()
         np.savez_compressed(out, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
         return out.getvalue()
@@ -56,13 +60,15 @@ class CaseEssentials:
         with np.load(io.BytesIO(data)) as npz:
             header = json.loads(npz["header"].tobytes())
             arrays = {k.removeprefix("tumour_"): npz[k] for k in npz.files if k.startswith("tumour_")}
+            depth_mm = header.get("vessel_depth_mm")
+            walls = None if depth_mm is None else VesselWalls.of(npz["vessel_walls"], float(depth_mm))
         return cls(
             header["pseudonym"],
             tuple(Landmark(n, (x, y, z)) for n, x, y, z in header["landmarks"]),
             tuple(Landmark(n, (x, y, z)) for n, x, y, z in header["divots"]),
             tuple(PlannedPath(n, (a, b, c), (d, e, f)) for n, a, b, c, d, e, f in header["paths"]),
             TumourModel.from_arrays(arrays) if arrays else None,
-            bool(header.get("vessels", False)),
+            walls,
         )
 
     def sha256(self) -> str:

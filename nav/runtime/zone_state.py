@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nav.ablation.applicators import Applicator, ChartRangeError, load_applicator, place_zone
+from nav.ablation.growth import ZoneGrowth
 from nav.ablation.needle_zone import NeedleShape
 from nav.ablation.prediction import Band, place_shape
 from nav.ablation.thermal import Tissue, load_tissue
+from nav.ablation.vessel_cut import VesselWalls, cut_zone
 from nav.ablation.zone import NeedleZone, Zone
 from nav.config.load import ConfigError
 from nav.geometry.rigid import Rigid
@@ -97,7 +99,7 @@ class ZoneState:
         #: Counts whatever changes the zone of an unmoved needle, tier 2 left out.
         self.generation = 0
         self._case = 0
-        self._vessels = False
+        self._walls: VesselWalls | None = None
         self._started_ns = self._stopped_ns = 0
         self.choose(applicator, power_w, time_s, tissue)
 
@@ -144,9 +146,10 @@ class ZoneState:
         self._anchor_ns = 0
         self._box_wanted: ZoneRequest | None = None
 
-    def change_case(self, generation: int, vessels: bool) -> None:
+    def change_case(self, generation: int, walls: VesselWalls | None) -> None:
         """Another case: its vessels count from now on."""
-        self._case, self._vessels = generation, vessels
+        self._case, self._walls = generation, walls
+        self.generation += 1
         self._forget_box()
 
     # -- computed zones ------------------------------------------------------------------------------------------
@@ -175,7 +178,7 @@ class ZoneState:
     def _follow(self, pose: Rigid, now_ns: int, worthwhile: bool) -> None:
         """Want a zone of tier 2 where the needle stays; drop it when the needle leaves."""
         setting = self.setting
-        if setting is None or self._near is None or self._near.growth.whole.is_empty or not self._vessels:
+        if setting is None or self._near is None or self._near.growth.whole.is_empty or self._walls is None:
             return
         if self._anchor is None or not _is_near(pose, self._anchor):
             self._forget_box()
@@ -219,33 +222,46 @@ class ZoneState:
         placed = self.planned(pose)
         if placed is None or self._near is None:
             return placed
-        timer = self.timer(now_ns)
-        grown = None
-        if timer is not None:
-            step = math.floor(timer.elapsed_s / GROWTH_STEP_S)
-            if self._grown is None or self._grown[0] != step:
-                self._grown = (step, self._near.growth.at(step * GROWTH_STEP_S))
-            grown = self._place(self._grown[1], pose)
-        return replace(placed, zone=placed.zone if self._box is None else self._box.zone, grown=grown)
+        return replace(
+            placed,
+            zone=placed.zone if self._box is None else self._box.zone,
+            grown=self._grown_at(self._near.growth, pose, now_ns),
+        )
+
+    def _grown_at(self, growth: ZoneGrowth, pose: Rigid, now_ns: int) -> NeedleZone | None:
+        """What a declared ablation has killed by now."""
+        timer, applicator, tissue = self.timer(now_ns), self._applicator, self._tissue
+        if timer is None or applicator is None or tissue is None:
+            return None
+        step = math.floor(timer.elapsed_s / GROWTH_STEP_S)
+        if self._grown is None or self._grown[0] != step:
+            self._grown = (step, growth.at(step * GROWTH_STEP_S))
+        shape = self._grown[1]
+        return None if shape is None or shape.is_empty else self._put(shape, applicator, tissue, pose)
 
     def planned(self, pose: Rigid) -> PlacedZone | None:
         """The zone of a needle that is not there yet: of tier 1, or the chart's; None without a usable choice."""
-        applicator, setting, near = self._applicator, self.setting, self._near
+        applicator, setting, near, tissue = self._applicator, self.setting, self._near, self._tissue
         if applicator is None or setting is None:
             return None
-        if near is None or self._tissue is None:
+        if near is None or tissue is None:
             return PlacedZone(place_zone(applicator, setting.power_w, setting.time_s, pose))
-        zone = place_shape(applicator, setting.power_w, setting.time_s, self._tissue, near.growth.whole, pose)
-        band = near.band
+        zone, band = self._put(near.growth.whole, applicator, tissue, pose), near.band
         if band is None:
             return PlacedZone(zone)
-        return PlacedZone(zone, band, self._place(band.inner, pose), self._place(band.outer, pose))
+        inner, outer = (
+            None if shape.is_empty else self._put(shape, applicator, tissue, pose) for shape in (band.inner, band.outer)
+        )
+        return PlacedZone(zone, band, inner, outer)
 
-    def _place(self, shape: NeedleShape | None, pose: Rigid) -> NeedleZone | None:
-        applicator, setting, tissue = self._applicator, self.setting, self._tissue
-        if shape is None or shape.is_empty or applicator is None or setting is None or tissue is None:
-            return None
-        return place_shape(applicator, setting.power_w, setting.time_s, tissue, shape, pose)
+    def _put(self, shape: NeedleShape, applicator: Applicator, tissue: Tissue, pose: Rigid) -> NeedleZone:
+        """A shape on the needle, drawn in towards vessels where there is a rule for it."""
+        setting = self.setting
+        assert setting is not None
+        zone = place_shape(applicator, setting.power_w, setting.time_s, tissue, shape, pose)
+        if self._walls is None or applicator.modality != "microwave":
+            return zone
+        return cut_zone(zone, self._walls, applicator.modality)
 
 
 def _is_near(pose: Rigid, other: Rigid) -> bool:

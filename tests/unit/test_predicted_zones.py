@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from nav.ablation.vessel_cut import VesselWalls, vessel_walls
 from nav.ablation.zone import BoxZone, EllipsoidZone, NeedleZone
 from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
@@ -58,9 +59,12 @@ def box() -> BoxPrediction:
     return found
 
 
-def chosen(*, vessels: bool = True) -> ZoneState:
+WALLS = vessel_walls(vessel())
+
+
+def chosen(walls: VesselWalls | None = WALLS) -> ZoneState:
     state = ZoneState(NEAR.applicator, NEAR.power_w, NEAR.time_s, NEAR.tissue)
-    state.change_case(1, vessels)
+    state.change_case(1, walls)
     return state
 
 
@@ -114,7 +118,7 @@ def test_tier_2_is_wanted_where_the_needle_stays_and_goes_when_it_leaves(
 
 
 def test_tier_2_is_not_wanted_on_the_way_without_vessels_or_after_a_change_of_case(near: NeedlePrediction) -> None:
-    for state, worthwhile in ((chosen(vessels=False), True), (chosen(), False)):
+    for state, worthwhile in ((chosen(None), True), (chosen(), False)):
         state.take(near)
         for now_ns in (0, 5 * S):
             state.at(needle(0.0, 0.0, 0.0), now_ns, worthwhile=worthwhile)
@@ -124,7 +128,7 @@ def test_tier_2_is_not_wanted_on_the_way_without_vessels_or_after_a_change_of_ca
     for now_ns in (0, 5 * S):
         state.at(needle(0.0, 0.0, 0.0), now_ns)
     assert state.request is not None
-    state.change_case(2, True)
+    state.change_case(2, WALLS)
     assert state.request is None
 
 
@@ -134,16 +138,21 @@ def test_a_vessel_draws_the_zone_in_on_its_side_only(near: NeedlePrediction, box
     height = near.growth.whole.centre_z_mm
     beside = np.array([[0.0, 10.0, height], [0.0, -10.0, height]])
     alone = zone_at_origin(near)
-    towards, away = surface_margins_mm(beside, box.zone) - surface_margins_mm(beside, alone)
-    assert towards < -1.0
-    assert abs(away) < 0.6
+    state = chosen()
+    state.take(near)
+    ruled = zone_at(state, needle(0.0, 0.0, 0.0))
+    for zone in (box.zone, ruled):
+        towards, away = surface_margins_mm(beside, zone) - surface_margins_mm(beside, alone)
+        assert towards < -1.0
+        assert abs(away) < 0.6
 
 
 def zone_at_origin(near: NeedlePrediction) -> NeedleZone:
-    state = chosen()
+    state = chosen(None)
     state.take(near)
     zone = zone_at(state, needle(0.0, 0.0, 0.0))
     assert isinstance(zone, NeedleZone)
+    assert zone.cut is None
     return zone
 
 

@@ -403,7 +403,7 @@ CHANCE = MarginChance(0.834, 0.9, 1.1, 2.0, False, "")
     ("tier", "title", "basis"),
     [
         (0, "MIN MARGIN TO THE CHART", "CHART (manufacturer reference)"),
-        (1, "PREDICTED MIN MARGIN", "TIER 1 around the needle"),
+        (1, "PREDICTED MIN MARGIN", "TIER 1"),
         (2, "PREDICTED MIN MARGIN", "TIER 2 in 3-D, with vessels"),
     ],
 )
