@@ -211,7 +211,7 @@ def _readouts(
     timer = alive.ablation if alive is not None else None
     angle = plain("angle", "ANGLE TO PLAN", g.angle_deg if g else None, "\u00b0")
     if timer is not None:
-        angle = _timer(timer)
+        angle = _timer(timer, alive.made_margin_mm if alive is not None else None)
     return (
         Readout(tip.key, tip.title, tip.value, tip.unit, tip.level, surface, big=True),
         _margin(trusted, numbers, zone_work),
@@ -223,12 +223,13 @@ def _readouts(
     )
 
 
-def _timer(timer: AblationTimer) -> Readout:
+def _timer(timer: AblationTimer, made_margin_mm: float | None) -> Readout:
     """The ablation as it was declared. It goes on without a needle: so does the power."""
     title, value = "ABLATION", _minutes(timer.elapsed_s)
     planned = f"of {_minutes(timer.time_s)} planned"
     if not timer.running:
-        return Readout("ablation", title, value, "min", Level.OFF, f"ended, {planned}")
+        made = "" if made_margin_mm is None else f" \u00b7 made: margin {format_value(made_margin_mm, signed=True)} mm"
+        return Readout("ablation", title, value, "min", Level.OFF, f"ended, {planned}{made}")
     if timer.elapsed_s > timer.time_s:
         return Readout("ablation", title, value, "min", Level.MEDIUM, f"time is over, {planned}", "!")
     return Readout("ablation", title, value, "min", Level.OK, f"running, {planned}")

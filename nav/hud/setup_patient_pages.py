@@ -23,6 +23,7 @@ from nav.runtime.events import (
     ChooseApplicator,
     ClearLandmark,
     CollectLandmark,
+    DiscardAblations,
     SelectLandmark,
     StartGuidance,
     StopGuidance,
@@ -319,7 +320,8 @@ class GuidePage(Page):
         self.list = label()
         self.start = button("Start guidance", self._start, primary=True)
         self.stop = button("Stop guidance", lambda: self.session.submit(StopGuidance()))
-        for widget in (self.list, self.start, self.stop):
+        self.discard = button("Discard ablations made", lambda: self.session.submit(DiscardAblations()))
+        for widget in (self.list, self.start, self.stop, self.discard):
             self.column.addWidget(widget)
         self.column.addStretch(1)
 
@@ -336,3 +338,6 @@ class GuidePage(Page):
         # The gate decides what is shown; only what makes guidance meaningless keeps the button off.
         self.start.setEnabled({"case", "plan", "landmarks"} <= done and "guide" not in done)
         self.stop.setEnabled("guide" in done)
+        self.discard.setEnabled(
+            snapshot is not None and snapshot.ablation is not None and not snapshot.ablation.running
+        )

@@ -40,8 +40,13 @@ def zone_lines(
         if needle is not None:
             lines += _needle_lines(style, needle, 0.0, pixel_from_ras)
     zone = placed.zone
+    for made in placed.made:
+        if isinstance(made.zone, EllipsoidZone):
+            lines += _ellipse("zone_grown", made.zone, 0.0, ras_from_pixel)
+        else:
+            lines += _needle_lines("zone_grown", made.zone, 0.0, pixel_from_ras)
     for style, depth_mm in (("zone_inner", ZONE_INSET_MM), ("zone", 0.0)):
-        for one in zone.zones if isinstance(zone, ZoneUnion) else (zone,):
+        for one in zone.zones[-1:] if isinstance(zone, ZoneUnion) else (zone,):
             if isinstance(one, EllipsoidZone):
                 lines += _ellipse(style, one, depth_mm, ras_from_pixel)
             elif isinstance(one, NeedleZone):

@@ -34,6 +34,7 @@ from nav.runtime.events import (
     ChooseApplicator,
     ClearLandmark,
     CollectLandmark,
+    DiscardAblations,
     LoadCase,
     LoadRegistration,
     OperatorEvent,
@@ -261,6 +262,8 @@ class NavigationCore:
                 self._message = self._zones.start(now_ns)
             case StopAblation():
                 self._message = self._zones.stop(now_ns)
+            case DiscardAblations():
+                self._message = self._zones.discard()
             case StartGuidance():
                 self._guiding = True
             case StopGuidance():
@@ -305,6 +308,9 @@ class NavigationCore:
         self._registration, self._registration_method = fit, method
         self._registration_made_ns = now_ns
         self._tip_check.clear()
+        if self._zones.made:
+            self._zones.discard()
+            self._message = "Another registration: the zones made under the one before are not shown any more"
 
     def _change_case(self, case: CaseEssentials) -> None:
         """Take up ``case``; only what belongs to the same CT (told by its pseudonym) survives."""
@@ -441,6 +447,7 @@ class NavigationCore:
             ablation=self._zones.timer(now_ns),
             setting=self._zones.setting,
             zone_request=self._zones.request,
+            made_margin_mm=self._margin.made_mm(self._zones.made),
             plan=self._plan_viewer.view(self._zones, self.case.tumour, self._target, self._entry, self.case.paths),
         )
         self._sequence += 1

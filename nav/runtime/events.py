@@ -22,6 +22,7 @@ __all__ = [
     "ChooseApplicator",
     "ClearLandmark",
     "CollectLandmark",
+    "DiscardAblations",
     "LoadCase",
     "LoadRegistration",
     "OperatorEvent",
@@ -140,6 +141,13 @@ class StopAblation(OperatorEvent):
     """The applicator's power went off."""
 
     kind: ClassVar[str] = "stop_ablation"
+
+
+@dataclass(frozen=True, slots=True)
+class DiscardAblations(OperatorEvent):
+    """Forget the zones of the ablations that ended (a rehearsal, or a mistake)."""
+
+    kind: ClassVar[str] = "discard_ablations"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ from dataclasses import replace
 from nav.ablation.margin import compute_margin
 from nav.ablation.margin_chance import ChanceSamples, UncertainZone, margin_chance, prepare_chance
 from nav.ablation.tumour import TumourModel
-from nav.ablation.zone import MarginChance, MarginResult
+from nav.ablation.zone import MarginChance, MarginResult, ZoneUnion
 from nav.geometry.rigid import Rigid
 from nav.guidance.numbers import TipUncertainty
-from nav.runtime.zone_state import PlacedZone
+from nav.runtime.zone_state import MadeZone, PlacedZone
 
 __all__ = ["LiveMargin"]
 
@@ -31,7 +31,8 @@ class LiveMargin:
         self._tumour = tumour
         self._samples: ChanceSamples | None = None if tumour is None else prepare_chance(tumour)
         self._chance: MarginChance | None = None
-        self._of: tuple[int, object] = (0, None)
+        self._of: tuple[object, ...] = ()
+        self._made: tuple[tuple[MadeZone, ...], float | None] = ((), None)
         self._made_ns = 0
 
     def at(self, placed: PlacedZone, pose: Rigid, uncertainty: TipUncertainty, now_ns: int) -> MarginResult | None:
@@ -40,12 +41,27 @@ class LiveMargin:
         if tumour is None or samples is None:
             return None
         found = compute_margin(tumour, placed.zone, uncertainty.covariance_mm2)
-        of = (placed.zone.tier, placed.band)
+        of = (placed.zone.tier, placed.band, placed.made)
         if self._chance is None or of != self._of or now_ns - self._made_ns >= CHANCE_PERIOD_NS:
-            zone = UncertainZone(placed.zone, pose, uncertainty.pose_covariance, placed.band)
-            self._chance = margin_chance(samples, [zone], found.worst_point_ras)
+            here = placed.zone.zones[-1] if isinstance(placed.zone, ZoneUnion) else placed.zone
+            zones = [
+                # An earlier needle was where it was as surely as this one is where it is: the same errors, drawn anew.
+                UncertainZone(one.zone, one.ras_from_tip, uncertainty.pose_covariance, one.band)
+                for one in placed.made
+            ]
+            zones.append(UncertainZone(here, pose, uncertainty.pose_covariance, placed.band))
+            self._chance = margin_chance(samples, zones, found.worst_point_ras)
             self._of, self._made_ns = of, now_ns
         return replace(found, sigma_mm=self._chance.sigma_mm, chance=self._chance)
+
+    def made_mm(self, made: tuple[MadeZone, ...]) -> float | None:
+        """Smallest margin of what is killed already; None without any of it, or without a tumour."""
+        if made is not self._made[0]:
+            found = None
+            if self._tumour is not None and made:
+                found = compute_margin(self._tumour, ZoneUnion(tuple(one.zone for one in made))).min_margin_mm
+            self._made = (made, found)
+        return self._made[1]
 
     def forget(self) -> None:
         """The needle was lost: the next chance is worked out at once."""

@@ -121,6 +121,8 @@ class NavigationSnapshot:
         Applicator, power, time and tissue in force.
     zone_request : ZoneRequest or None
         The computed zone that is missing.
+    made_margin_mm : float or None
+        Smallest margin of what ended ablations have killed; None without one.
     plan : PlanView
         What the plan in force and the candidates would give; rests on no pose.
     target_ras, entry_ras : (3,) or None
@@ -153,6 +155,7 @@ class NavigationSnapshot:
     ablation: AblationTimer | None = None
     setting: ZoneSetting | None = None
     zone_request: ZoneRequest | None = None
+    made_margin_mm: float | None = None
     plan: PlanView = PlanView()
 
     @property

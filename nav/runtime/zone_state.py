@@ -18,17 +18,19 @@ from nav.ablation.needle_zone import NeedleShape
 from nav.ablation.prediction import Band, place_shape
 from nav.ablation.thermal import Tissue, load_tissue
 from nav.ablation.vessel_cut import VesselWalls, cut_zone
-from nav.ablation.zone import NeedleZone, Zone
+from nav.ablation.zone import EllipsoidZone, NeedleZone, Zone, ZoneUnion
 from nav.config.load import ConfigError
 from nav.geometry.rigid import Rigid
 from nav.runtime.predicted_zones import BoxPrediction, NeedlePrediction, Prediction, ZoneRequest
 
-__all__ = ["AblationTimer", "PlacedZone", "ZoneSetting", "ZoneState"]
+__all__ = ["AblationTimer", "MadeZone", "PlacedZone", "ZoneSetting", "ZoneState"]
 
 #: A needle that stays within this of a pose ...
 STILL_MM, STILL_DEG = 1.5, 1.5
 #: ... for this long is worth a zone of tier 2, which then holds for as long as it stays there.
 STILL_NS = 1_000_000_000
+#: An ablation's zone is kept only if the needle was seen this recently when it ended: else nobody knows where it is.
+SEEN_NS = 2_000_000_000
 #: The zone made so far is worked out anew this often.
 GROWTH_STEP_S = 1.0
 
@@ -63,13 +65,22 @@ class AblationTimer:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class MadeZone:
+    """What an ablation that ended has killed, where the needle was seen last (CT space), and its band."""
+
+    zone: EllipsoidZone | NeedleZone
+    ras_from_tip: Rigid
+    band: Band | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class PlacedZone:
     """The zone at one needle pose.
 
     Attributes
     ----------
     zone : Zone
-        At the end of the heating.
+        At the end of the heating; with ablations made before, the union with theirs (this needle's last).
     band : Band or None
         How far its surface may lie from there, as far as perfusion, power and model are known. None for a chart, which
         states no error of its own.
@@ -77,6 +88,8 @@ class PlacedZone:
         The band's two surfaces on the needle.
     grown : NeedleZone or None
         What a running ablation has killed so far; None without one, before anything is certain, and for a chart.
+    made : tuple of MadeZone
+        Of ablations that ended.
     """
 
     zone: Zone
@@ -84,6 +97,7 @@ class PlacedZone:
     inner: NeedleZone | None = None
     outer: NeedleZone | None = None
     grown: NeedleZone | None = None
+    made: tuple[MadeZone, ...] = ()
 
 
 class ZoneState:
@@ -101,6 +115,9 @@ class ZoneState:
         self._case = 0
         self._walls: VesselWalls | None = None
         self._started_ns = self._stopped_ns = 0
+        self._seen: tuple[int, Rigid] | None = None
+        #: Ablations that ended.
+        self.made: tuple[MadeZone, ...] = ()
         self.choose(applicator, power_w, time_s, tissue)
 
     def choose(self, name: str, power_w: float, time_s: float, tissue: str) -> str:
@@ -149,6 +166,7 @@ class ZoneState:
     def change_case(self, generation: int, walls: VesselWalls | None) -> None:
         """Another case: its vessels count from now on."""
         self._case, self._walls = generation, walls
+        self.made = ()
         self.generation += 1
         self._forget_box()
 
@@ -176,9 +194,18 @@ class ZoneState:
         return True
 
     def _follow(self, pose: Rigid, now_ns: int, worthwhile: bool) -> None:
-        """Want a zone of tier 2 where the needle stays; drop it when the needle leaves."""
+        """Want a zone of tier 2 where the needle stays; drop it when the needle leaves.
+
+        After an ablation there is none: it would have to begin with the tissue as that one left it.
+        """
         setting = self.setting
-        if setting is None or self._near is None or self._near.growth.whole.is_empty or self._walls is None:
+        if (
+            self.made
+            or setting is None
+            or self._near is None
+            or self._near.growth.whole.is_empty
+            or self._walls is None
+        ):
             return
         if self._anchor is None or not _is_near(pose, self._anchor):
             self._forget_box()
@@ -197,7 +224,7 @@ class ZoneState:
             return "ablation: choose an applicator first"
         if self._started_ns and not self._stopped_ns:
             return "ablation: one is running; stop it first"
-        self._started_ns, self._stopped_ns = now_ns, 0
+        self._started_ns, self._stopped_ns, self._seen = now_ns, 0, None
         return ""
 
     def stop(self, now_ns: int) -> str:
@@ -205,7 +232,34 @@ class ZoneState:
         if not self._started_ns or self._stopped_ns:
             return "ablation: none is running"
         self._stopped_ns = now_ns
+        if self._seen is None or now_ns - self._seen[0] > SEEN_NS:
+            return "ablation: the needle was not seen when it ended, so its zone is not kept"
+        zone = self._made_at(self._seen[1], (now_ns - self._started_ns) / 1e9)
+        if zone is None:
+            return "ablation: nothing is certain to be killed in so short a time; no zone is kept"
+        band = None if isinstance(zone, EllipsoidZone) or self._near is None else self._near.band
+        self.made = (*self.made, MadeZone(zone, self._seen[1], band))
         return ""
+
+    def discard(self) -> str:
+        """Forget the zones of the ablations made so far; returns what was done."""
+        count, self.made = len(self.made), ()
+        if not self._started_ns or self._stopped_ns:
+            self._started_ns = self._stopped_ns = 0
+        return f"{count} ablation(s) discarded" if count else "ablation: none was made"
+
+    def _made_at(self, pose: Rigid, elapsed_s: float) -> EllipsoidZone | NeedleZone | None:
+        """What an ablation of that length has killed; of a chart only what it holds."""
+        applicator, setting, near, tissue = self._applicator, self.setting, self._near, self._tissue
+        if applicator is None or setting is None:
+            return None
+        if near is None or tissue is None:
+            try:
+                return place_zone(applicator, setting.power_w, min(elapsed_s, setting.time_s), pose)
+            except ChartRangeError:
+                return None
+        shape = near.growth.at(elapsed_s)
+        return None if shape is None or shape.is_empty else self._put(shape, applicator, tissue, pose)
 
     def timer(self, now_ns: int) -> AblationTimer | None:
         """The ablation that was declared last; None before any."""
@@ -220,18 +274,22 @@ class ZoneState:
         """The zone on a needle; None without a usable choice. ``worthwhile`` False: none of tier 2 is wanted here."""
         self._follow(pose, now_ns, worthwhile)
         placed = self.planned(pose)
-        if placed is None or self._near is None:
-            return placed
-        return replace(
-            placed,
-            zone=placed.zone if self._box is None else self._box.zone,
-            grown=self._grown_at(self._near.growth, pose, now_ns),
-        )
+        if placed is None:
+            return None
+        if self._started_ns and not self._stopped_ns:
+            self._seen = (now_ns, pose)
+        zone = placed.zone
+        if self.made and isinstance(zone, EllipsoidZone | NeedleZone):
+            zone = ZoneUnion((*(one.zone for one in self.made), zone))
+        elif self._box is not None:
+            zone = self._box.zone
+        grown = None if self._near is None else self._grown_at(self._near.growth, pose, now_ns)
+        return replace(placed, zone=zone, grown=grown, made=self.made)
 
     def _grown_at(self, growth: ZoneGrowth, pose: Rigid, now_ns: int) -> NeedleZone | None:
         """What a declared ablation has killed by now."""
         timer, applicator, tissue = self.timer(now_ns), self._applicator, self._tissue
-        if timer is None or applicator is None or tissue is None:
+        if timer is None or not timer.running or applicator is None or tissue is None:
             return None
         step = math.floor(timer.elapsed_s / GROWTH_STEP_S)
         if self._grown is None or self._grown[0] != step:

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from nav.ablation.margin import surface_margins_mm
 from nav.ablation.vessel_cut import VesselWalls, vessel_walls
-from nav.ablation.zone import BoxZone, EllipsoidZone, NeedleZone
+from nav.ablation.zone import BoxZone, EllipsoidZone, NeedleZone, ZoneUnion
 from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
 from nav.runtime.predicted_zones import (
@@ -133,8 +134,6 @@ def test_tier_2_is_not_wanted_on_the_way_without_vessels_or_after_a_change_of_ca
 
 
 def test_a_vessel_draws_the_zone_in_on_its_side_only(near: NeedlePrediction, box: BoxPrediction) -> None:
-    from nav.ablation.margin import surface_margins_mm
-
     height = near.growth.whole.centre_z_mm
     beside = np.array([[0.0, 10.0, height], [0.0, -10.0, height]])
     alone = zone_at_origin(near)
@@ -148,9 +147,7 @@ def test_a_vessel_draws_the_zone_in_on_its_side_only(near: NeedlePrediction, box
 
 
 def zone_at_origin(near: NeedlePrediction) -> NeedleZone:
-    state = chosen(None)
-    state.take(near)
-    zone = zone_at(state, needle(0.0, 0.0, 0.0))
+    zone = zone_at(chosen_alone(near), needle(0.0, 0.0, 0.0))
     assert isinstance(zone, NeedleZone)
     assert zone.cut is None
     return zone
@@ -175,10 +172,54 @@ def test_a_running_ablation_grows_its_zone_and_its_timer_needs_no_needle(near: N
     timer = state.timer(160 * S)
     assert timer is not None
     assert (timer.elapsed_s, timer.time_s, timer.running) == (150.0, 150.0, True)
-    assert state.stop(170 * S) == ""
+    assert "not seen" in state.stop(410 * S)
     ended = state.timer(500 * S)
     assert ended is not None
-    assert (ended.elapsed_s, ended.running) == (160.0, False)
+    assert (ended.elapsed_s, ended.running) == (400.0, False)
+
+
+def test_what_was_made_stays_where_it_was_and_counts_with_the_next(near: NeedlePrediction) -> None:
+    state = chosen(None)
+    state.take(near)
+    pose = needle(0.0, 0.0, 0.0)
+    state.start(1 * S)
+    state.at(pose, 100 * S)
+    assert state.stop(101 * S) == ""
+    (made,) = state.made
+    whole = zone_at(chosen_alone(near), pose)
+    assert made.zone.short_mm < whole.short_mm
+    assert made.ras_from_tip is pose
+    pulled = state.at(needle(0.0, 0.0, -20.0), 200 * S)
+    assert pulled is not None
+    assert isinstance(pulled.zone, ZoneUnion)
+    assert pulled.grown is None
+    at = np.array([[0.0, 0.0, made.zone.centre_ras[2]], [0.0, 0.0, made.zone.centre_ras[2] - 20.0]])
+    assert (surface_margins_mm(at, pulled.zone) > 5.0).all()
+    for now_ns in (300 * S, 400 * S):
+        state.at(needle(0.0, 0.0, -20.0), now_ns)
+    assert state.request is None  # no tier 2 after an ablation
+    state.start(500 * S)
+    state.at(pose, 500 * S + S // 10)
+    assert "nothing is certain" in state.stop(500 * S + S // 5)
+    assert "1 ablation(s) discarded" in state.discard()
+    assert isinstance(zone_at(state, pose, 600 * S), NeedleZone)
+
+
+def chosen_alone(near: NeedlePrediction) -> ZoneState:
+    state = chosen(None)
+    state.take(near)
+    return state
+
+
+def test_of_a_chart_only_what_it_holds_counts_as_made() -> None:
+    state = ZoneState("emprint", 75.0, 300.0, "")
+    for seconds, kept in ((60.0, 0), (200.0, 1), (900.0, 2)):
+        state.start(1 * S)
+        state.at(needle(0.0, 0.0, 0.0), round(seconds * S))
+        state.stop(round(seconds * S))
+        assert len(state.made) == kept
+    assert isinstance(state.made[1].zone, EllipsoidZone)
+    assert state.made[1].zone.time_s == 300.0
 
 
 def test_growth_is_that_of_a_heating_ended_then(near: NeedlePrediction) -> None:
@@ -199,8 +240,6 @@ def test_a_recording_keeps_a_zone_bit_for_bit(which: str, request: pytest.Fixtur
     assert again.request == made.request
     assert prediction_key(again) == prediction_key(made)
     points = np.random.default_rng(1).uniform(-25.0, 25.0, (500, 3))
-    from nav.ablation.margin import surface_margins_mm
-
     zones = []
     for prediction in (made, again):
         if isinstance(prediction, BoxPrediction):

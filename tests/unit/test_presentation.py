@@ -440,7 +440,9 @@ def test_the_timer_takes_the_place_of_the_angle_and_outlives_the_needle() -> Non
     over = readout(present(replace(shown, ablation=AblationTimer(601.0, 600.0, True)), T0), "ablation")
     assert (over.level, over.glyph) == (Level.MEDIUM, "!")
     ended = present(replace(shown, ablation=AblationTimer(330.0, 600.0, False)), T0)
-    assert "ended" in readout(ended, "ablation").detail
+    assert readout(ended, "ablation").detail == "ended, of 10:00 planned"
+    made = replace(shown, ablation=AblationTimer(330.0, 600.0, False), made_margin_mm=-1.2)
+    assert f"made: margin {MINUS}1.2 mm" in readout(present(made, T0), "ablation").detail
     assert not ended.ablating
     stopped = present(shown, T0 + 2000 * MS)
     assert readout(stopped, "angle").value == "---"
