@@ -138,7 +138,7 @@ class NavigationCore:
         self._case_generation = generation
         self._workup = LandmarkWorkup(self.room, case.landmarks)
         self._zones.change_case(generation, case.vessels)
-        self._margin = LiveMargin(case.tumour)
+        self._margin = LiveMargin(case.tumour, case.samples)
         self._tip_check: dict[str, float] = {}
         self._target: NDArray[np.float64] | None = None
         self._entry: NDArray[np.float64] | None = None

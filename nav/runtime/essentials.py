@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nav.ablation.margin_chance import ChanceSamples, prepare_chance
 from nav.ablation.tumour import TumourModel
 from nav.ablation.vessel_cut import VesselWalls, vessel_walls
 from nav.io.case import Case, Landmark, PlannedPath
@@ -21,7 +22,8 @@ class CaseEssentials:
     """Landmarks, divots, planned paths (RAS mm), the tumour as the margin needs it, the vessels as tier 1 does.
 
     A replay rebuilds every number from this; the CT itself is only looked at, so it stays outside. So does the mask of
-    the vessels, whose walls are here: zones computed in the patient are recorded as they came.
+    the vessels, whose walls are here: zones computed in the patient are recorded as they came. ``samples`` follow from
+    the tumour; they take too long to make on the live thread.
     """
 
     pseudonym: str
@@ -30,13 +32,15 @@ class CaseEssentials:
     paths: tuple[PlannedPath, ...] = ()
     tumour: TumourModel | None = None
     vessels: VesselWalls | None = None
+    samples: ChanceSamples | None = None
 
     @classmethod
     def of(cls, case: Case, *, margin_mm: float) -> CaseEssentials:
         """Derive from a case; samples the tumour's surface and its surroundings of ``margin_mm``."""
         tumour = None if case.tumour is None else TumourModel.from_mask(case.tumour, margin_mm=margin_mm)
         walls = None if case.vessels is None or not case.vessels.array.any() else vessel_walls(case.vessels)
-        return cls(case.identity.pseudonym, case.landmarks, case.divots, case.paths, tumour, walls)
+        samples = None if tumour is None else prepare_chance(tumour)
+        return cls(case.identity.pseudonym, case.landmarks, case.divots, case.paths, tumour, walls, samples)
 
     def to_bytes(self) -> bytes:
         """NPZ with the tumour's arrays and a JSON header; the same essentials give the same bytes' content hash."""
@@ -62,13 +66,15 @@ class CaseEssentials:
             arrays = {k.removeprefix("tumour_"): npz[k] for k in npz.files if k.startswith("tumour_")}
             depth_mm = header.get("vessel_depth_mm")
             walls = None if depth_mm is None else VesselWalls.of(npz["vessel_walls"], float(depth_mm))
+        tumour = TumourModel.from_arrays(arrays) if arrays else None
         return cls(
             header["pseudonym"],
             tuple(Landmark(n, (x, y, z)) for n, x, y, z in header["landmarks"]),
             tuple(Landmark(n, (x, y, z)) for n, x, y, z in header["divots"]),
             tuple(PlannedPath(n, (a, b, c), (d, e, f)) for n, a, b, c, d, e, f in header["paths"]),
-            TumourModel.from_arrays(arrays) if arrays else None,
+            tumour,
             walls,
+            None if tumour is None else prepare_chance(tumour),
         )
 
     def sha256(self) -> str:

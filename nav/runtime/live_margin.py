@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nav.ablation.margin import compute_margin
-from nav.ablation.margin_chance import ChanceSamples, UncertainZone, margin_chance, prepare_chance
+from nav.ablation.margin_chance import ChanceSamples, UncertainZone, margin_chance
 from nav.ablation.tumour import TumourModel
 from nav.ablation.zone import MarginChance, MarginResult, ZoneUnion
 from nav.geometry.rigid import Rigid
@@ -25,11 +25,13 @@ class LiveMargin:
     ----------
     tumour : TumourModel or None
         None: there is none yet, and no margin.
+    samples : ChanceSamples or None
+        Of `prepare_chance`; None: no chance is worked out.
     """
 
-    def __init__(self, tumour: TumourModel | None) -> None:
+    def __init__(self, tumour: TumourModel | None, samples: ChanceSamples | None) -> None:
         self._tumour = tumour
-        self._samples: ChanceSamples | None = None if tumour is None else prepare_chance(tumour)
+        self._samples = samples
         self._chance: MarginChance | None = None
         self._of: tuple[object, ...] = ()
         self._made: tuple[tuple[MadeZone, ...], float | None] = ((), None)
@@ -38,9 +40,11 @@ class LiveMargin:
     def at(self, placed: PlacedZone, pose: Rigid, uncertainty: TipUncertainty, now_ns: int) -> MarginResult | None:
         """The margin of the zone on the needle at ``pose``, with its chance; None without a tumour."""
         tumour, samples = self._tumour, self._samples
-        if tumour is None or samples is None:
+        if tumour is None:
             return None
         found = compute_margin(tumour, placed.zone, uncertainty.covariance_mm2)
+        if samples is None:
+            return found
         of = (placed.zone.tier, placed.band, placed.made)
         if self._chance is None or of != self._of or now_ns - self._made_ns >= CHANCE_PERIOD_NS:
             here = placed.zone.zones[-1] if isinstance(placed.zone, ZoneUnion) else placed.zone

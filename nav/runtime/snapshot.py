@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,7 +156,7 @@ class NavigationSnapshot:
     setting: ZoneSetting | None = None
     zone_request: ZoneRequest | None = None
     made_margin_mm: float | None = None
-    plan: PlanView = PlanView()
+    plan: PlanView = field(default_factory=PlanView)
 
     @property
     def zone(self) -> Zone | None:
