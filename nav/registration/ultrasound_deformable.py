@@ -187,6 +187,11 @@ class UltrasoundDeformation:
         vectors = np.concatenate([self.to_reference(part) - part for part in np.array_split(nodes, size[2])])
         return DisplacementField.of(vectors.reshape(*size[::-1], 3), grid)
 
+    @property
+    def dof(self) -> float:
+        """Degrees of freedom of the error's distribution: infinite, it is taken as normal."""
+        return math.inf
+
     def covariance_at(self, points_ras: ArrayLike) -> Array:
         """(n, 3, 3) covariance, mm², of where points of the CT, (n, 3) RAS mm, are taken from.
 
@@ -207,7 +212,7 @@ class UltrasoundDeformation:
 
     def expected_error_mm(self, points_ras: ArrayLike, share: float = 0.95) -> Array:
         """(n,) radius, mm, that holds ``share`` of the errors at points of the CT, (n, 3) RAS mm."""
-        return np.array([radius_of_share(c, share) for c in self.covariance_at(points_ras)])
+        return np.array([radius_of_share(c, share, self.dof) for c in self.covariance_at(points_ras)])
 
 
 def _moved(field: _Field, parameters: Array, centre: Array, points: Array) -> Array:
