@@ -59,15 +59,15 @@ def test_motion_is_followed_and_the_stated_error_holds_it(found: UltrasoundDefor
 
 
 def test_the_rigid_pose_says_that_it_may_be_off_where_tissue_has_moved(still: UltrasoundRegistration) -> None:
-    def twice(ras: NDArray[np.float64]) -> NDArray[np.float64]:
-        return 2.0 * moved(ras) - ras
+    def more(ras: NDArray[np.float64]) -> NDArray[np.float64]:
+        return ras + 1.25 * (moved(ras) - ras)
 
-    rigid = register_ultrasound(ct(), sweep(30, motion=twice), initial=start(2.0, 1.0))
-    errors = np.linalg.norm(rigid.transform.apply(TO_REFERENCE.apply(points())) - twice(points()), axis=1)
-    stated = rigid.expected_error_mm(twice(points()))
+    rigid = register_ultrasound(ct(), sweep(30, motion=more), initial=start(2.0, 1.0))
+    errors = np.linalg.norm(rigid.transform.apply(TO_REFERENCE.apply(points())) - more(points()), axis=1)
+    stated = rigid.expected_error_mm(more(points()))
     assert errors.mean() > 2.0
     assert (errors < stated).mean() > 0.9
-    assert (stated > 1.4 * still.expected_error_mm(points())).all()
+    assert (stated > 1.2 * still.expected_error_mm(points())).all()
     assert rigid.motion.motion_mm > 1.5 * still.motion.motion_mm
     assert still.verdict is Verdict.GOOD
     assert rigid.verdict is not Verdict.GOOD
