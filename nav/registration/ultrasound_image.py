@@ -432,8 +432,8 @@ def _judge(state: _State, found: _Quality) -> tuple[Verdict, tuple[str, ...]]:
         doubts.append(f"{apart} (good up to {GOOD_HALVES_MM:g} mm)")
     if found.error_mm > GOOD_ERROR_MM:
         doubts.append(
-            f"it may be off by {found.error_mm:.1f} mm (good up to {GOOD_ERROR_MM:g} mm): parts of the image ask for "
-            "other places; tissue has moved, or shows too little (smooth motion can be followed)"
+            f"it may be off by {found.error_mm:.1f} mm (good up to {GOOD_ERROR_MM:g} mm): tissue has moved, so that parts "
+            "of the image ask for other places, or shows too little to tell"
         )
     if max(found.reach) > FARTHEST:
         moved, turned = found.reach[0] * CAPTURE_MM, found.reach[1] * CAPTURE_DEG
