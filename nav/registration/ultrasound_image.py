@@ -45,7 +45,16 @@ from nav.registration.ultrasound_frames import (
 from nav.registration.ultrasound_motion import SHIFTS_MM, UnseenMotion, unseen_motion
 from nav.registration.verdict import ImageRegistrationError, Verdict
 
-__all__ = ["CAPTURE_DEG", "CAPTURE_MM", "KERNELS", "SIDE", "Progress", "UltrasoundRegistration", "register_ultrasound"]
+__all__ = [
+    "CAPTURE_DEG",
+    "CAPTURE_MM",
+    "KERNELS",
+    "SIDE",
+    "Progress",
+    "UltrasoundRegistration",
+    "error_doubts",
+    "register_ultrasound",
+]
 
 Array = NDArray[np.float64]
 
@@ -129,6 +138,8 @@ class UltrasoundRegistration:
         The frames that were used.
     motion : UnseenMotion
         What parts of the image say of motion, and of the pose.
+    error_mm : float
+        Stated for 95 % of the errors, median over the patches.
     verdict : Verdict
     reasons : tuple of str
         Why the verdict is not good; empty when it is.
@@ -144,6 +155,7 @@ class UltrasoundRegistration:
     halves_mm: float
     frames: NDArray[np.intp]
     motion: UnseenMotion
+    error_mm: float
     verdict: Verdict
     reasons: tuple[str, ...]
 
@@ -403,6 +415,16 @@ def _evidence(level: _Level, pose: Array, elsewhere: Sequence[Array]) -> float:
     return min(out)
 
 
+def error_doubts(error_mm: float) -> tuple[str, ...]:
+    """What speaks against a registration that may be off by ``error_mm``: a sentence, or nothing."""
+    if error_mm <= GOOD_ERROR_MM:
+        return ()
+    return (
+        f"it may be off by {error_mm:.1f} mm (good up to {GOOD_ERROR_MM:g} mm): tissue has moved, so that parts of the "
+        "image ask for other places, or shows too little to tell",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Quality:
     evidence: float
@@ -430,11 +452,7 @@ def _judge(state: _State, found: _Quality) -> tuple[Verdict, tuple[str, ...]]:
         wrong.append(f"{apart} (most {MOST_HALVES_MM:g} mm)")
     elif found.halves_mm > GOOD_HALVES_MM:
         doubts.append(f"{apart} (good up to {GOOD_HALVES_MM:g} mm)")
-    if found.error_mm > GOOD_ERROR_MM:
-        doubts.append(
-            f"it may be off by {found.error_mm:.1f} mm (good up to {GOOD_ERROR_MM:g} mm): tissue has moved, so that parts "
-            "of the image ask for other places, or shows too little to tell"
-        )
+    doubts += error_doubts(found.error_mm)
     if max(found.reach) > FARTHEST:
         moved, turned = found.reach[0] * CAPTURE_MM, found.reach[1] * CAPTURE_DEG
         doubts.append(
@@ -557,6 +575,7 @@ def register_ultrasound(
         halves_mm=quality.halves_mm,
         frames=chosen,
         motion=motion,
+        error_mm=quality.error_mm,
         verdict=verdict,
         reasons=reasons,
     )

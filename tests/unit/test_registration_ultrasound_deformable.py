@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nav.geometry.rigid import Rigid
 from nav.registration.error_distribution import radius_of_share
 from nav.registration.ultrasound_deformable import PRIOR_MM, UltrasoundDeformation, deform_ultrasound, judged
-from nav.registration.ultrasound_image import KERNELS, UltrasoundRegistration, register_ultrasound
+from nav.registration.ultrasound_image import KERNELS, UltrasoundRegistration, error_doubts, register_ultrasound
 from nav.registration.verdict import Verdict
 from tests.unit.test_registration_ultrasound import NAME, SWEEP, ct, points, ras_from_reference, start, sweep
 
@@ -105,8 +105,15 @@ def test_where_nothing_has_moved_the_rigid_pose_stays_and_the_error_says_what_ma
 
 
 def test_what_speaks_against_a_displacement_is_said_and_a_wrong_pose_stays_wrong(found: UltrasoundDeformation) -> None:
-    good = replace(found, rigid=replace(found.rigid, verdict=Verdict.GOOD, reasons=()))
+    rigid = replace(found.rigid, verdict=Verdict.GOOD, reasons=(), error_mm=3.0)
+    good = replace(found, rigid=rigid, error_mm=3.0)
     assert judged(good) == (Verdict.GOOD, ())
+    # What the rigid pose may be off by has been followed, or has not.
+    (said,) = error_doubts(7.0)
+    astray = replace(good, rigid=replace(rigid, verdict=Verdict.DOUBTFUL, reasons=(said,), error_mm=7.0))
+    assert judged(astray) == (Verdict.GOOD, ())
+    assert judged(replace(astray, followed=False)) == (Verdict.DOUBTFUL, (said,))
+    assert judged(replace(astray, error_mm=7.0)) == (Verdict.DOUBTFUL, (said,))
     for change, verdict, text in (
         ({"folded_fraction": 0.02}, Verdict.IMPLAUSIBLE, "folds over in 2.0%"),
         ({"similarity_after": good.similarity_before - 0.01}, Verdict.IMPLAUSIBLE, "explains less"),
@@ -117,4 +124,4 @@ def test_what_speaks_against_a_displacement_is_said_and_a_wrong_pose_stays_wrong
         assert text in reasons[0]
     for verdict in (Verdict.IMPLAUSIBLE, Verdict.NOT_CONVERGED, Verdict.DOUBTFUL):
         rigid = replace(found.rigid, verdict=verdict, reasons=("too little",))
-        assert judged(replace(found, rigid=rigid)) == (verdict, ("too little",))
+        assert judged(replace(good, rigid=rigid)) == (verdict, ("too little",))
