@@ -33,6 +33,7 @@ Array = NDArray[np.float64]
 SPACING_MM, _MOST_MM = 3.0, 6.0
 _LINE = np.arange(-_MOST_MM, _MOST_MM + 0.5 * SPACING_MM, SPACING_MM)
 SHIFTS_MM: Array = np.stack(np.meshgrid(_LINE, _LINE, _LINE, indexing="ij"), axis=-1).reshape(-1, 3)
+SHIFTS_MM.setflags(write=False)
 #: Logarithm of the likelihood for each patch (by weight) that is explained all. Chosen on sweeps of known truth.
 CONFIDENCE = 2.5
 #: Motion is alike over this (sigma), mm: what is stated hardly depends on it (50 to 80 were tried).
