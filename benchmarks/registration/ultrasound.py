@@ -236,14 +236,15 @@ def moved(name: str, who: Patient, options: argparse.Namespace) -> dict[str, Any
             before = np.linalg.norm(rigid.transform.apply(points) - there, axis=1)
             after = np.linalg.norm(found.to_ct(points) - there, axis=1)
             few = slice(None, None, max(1, len(points) // 40))
-            stated = found.expected_error_mm(there[few])
+            stated, stated_rigid = found.expected_error_mm(there[few]), rigid.expected_error_mm(there[few])
             each.append(
                 {
                     "sweep": n,
                     "rigid_mm": float(before.mean()),
                     "after_mm": float(after.mean()),
                     "stated_mm": float(stated.mean()),
-                    "covered_rigid": float((before[few] <= rigid.expected_error_mm(there[few])).mean()),
+                    "stated_rigid_mm": float(stated_rigid.mean()),
+                    "covered_rigid": float((before[few] <= stated_rigid).mean()),
                     "covered": float((after[few] <= stated).mean()),
                     "followed": found.followed,
                     "gain": found.gain,
@@ -253,10 +254,11 @@ def moved(name: str, who: Patient, options: argparse.Namespace) -> dict[str, Any
                 }
             )
             print(f"{name} {case} sweep {n}", file=sys.stderr, flush=True)
-        middles = ("rigid_mm", "after_mm", "stated_mm", "processor_seconds")
+        middles = ("rigid_mm", "after_mm", "stated_rigid_mm", "stated_mm", "processor_seconds")
         out[case] = {
             **{key: float(np.median([k[key] for k in each])) for key in middles},
             "within_stated_95_rigid": float(np.mean([k["covered_rigid"] for k in each])),
+            "rigid_called_good": sum(k["rigid_verdict"] == "good" for k in each),
             "within_stated_95": float(np.mean([k["covered"] for k in each])),
             "followed": sum(k["followed"] for k in each),
             "nearer": sum(k["after_mm"] < k["rigid_mm"] for k in each if k["followed"]),

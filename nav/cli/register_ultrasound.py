@@ -190,12 +190,15 @@ def _report(
         "iterations": result.iterations,
         "similarity": {"before": result.similarity_before, "after": result.similarity_after},
         "jacobian": {"min": 1.0, "max": 1.0, "folded_fraction": 0.0},
-        "expected_error_mm": {"median": radius_of_share(spread, 0.5), "p95": radius_of_share(spread, 0.95)},
+        "expected_error_mm": {
+            name: radius_of_share(spread, share, judged.dof) for name, share in (("median", 0.5), ("p95", 0.95))
+        },
         "inverse_consistency_mm": None,
         "overlap": result.overlap,
         "evidence": result.evidence,
         "agreement": result.agreement,
         "halves_mm": result.halves_mm,
+        "motion_mm": result.motion.motion_mm,
         "frames": result.frames.tolist(),
         "transform": {"name": result.transform.name.wire, "matrix_ras_mm": result.transform.matrix.tolist()},
         "verdict": judged.verdict.value,

@@ -37,7 +37,7 @@ from nav.registration.error_distribution import radius_of_share
 from nav.registration.landmarks import point_jacobian
 from nav.registration.ultrasound_ct import FLOOR_HU2, channels_at, soft_tissue_around
 from nav.registration.ultrasound_frames import FrameLevel, TrackedFrames, frame_level
-from nav.registration.ultrasound_image import SIDE, Progress, UltrasoundRegistration
+from nav.registration.ultrasound_image import SIDE, Progress, UltrasoundRegistration, error_doubts
 from nav.registration.verdict import Verdict
 
 __all__ = ["LEAST_GAIN", "PRIOR_MM", "UltrasoundDeformation", "deform_ultrasound", "judged"]
@@ -133,10 +133,13 @@ class UltrasoundDeformation:
         Share of the patches that is explained, 0 to 1, at 2 mm, as for the rigid pose.
     longest_mm : float
         Longest displacement u in a patch's middle.
+    error_mm : float
+        Stated for 95 % of the errors, median over the patches.
     jacobian_min, jacobian_max, folded_fraction : float
         Of the determinant around the patches; share at or below 0.
     verdict : Verdict
-        Never better than the rigid one's.
+        Never better than the rigid one's, but where motion was followed what is stated counts and not what the rigid
+        pose stated.
     reasons : tuple of str
         Why the verdict is not good; empty when it is.
     """
@@ -151,6 +154,7 @@ class UltrasoundDeformation:
     similarity_before: float
     similarity_after: float
     longest_mm: float
+    error_mm: float
     jacobian_min: float
     jacobian_max: float
     folded_fraction: float
@@ -187,6 +191,11 @@ class UltrasoundDeformation:
         vectors = np.concatenate([self.to_reference(part) - part for part in np.array_split(nodes, size[2])])
         return DisplacementField.of(vectors.reshape(*size[::-1], 3), grid)
 
+    @property
+    def dof(self) -> float:
+        """Degrees of freedom of the error's distribution: infinite, it is taken as normal."""
+        return math.inf
+
     def covariance_at(self, points_ras: ArrayLike) -> Array:
         """(n, 3, 3) covariance, mm², of where points of the CT, (n, 3) RAS mm, are taken from.
 
@@ -207,7 +216,7 @@ class UltrasoundDeformation:
 
     def expected_error_mm(self, points_ras: ArrayLike, share: float = 0.95) -> Array:
         """(n,) radius, mm, that holds ``share`` of the errors at points of the CT, (n, 3) RAS mm."""
-        return np.array([radius_of_share(c, share) for c in self.covariance_at(points_ras)])
+        return np.array([radius_of_share(c, share, self.dof) for c in self.covariance_at(points_ras)])
 
 
 def _moved(field: _Field, parameters: Array, centre: Array, points: Array) -> Array:
@@ -398,9 +407,11 @@ def deform_ultrasound(
         rigid, followed, gain, centre, parameters, np.asarray(np.linalg.inv(known + penalty)), steps,
         1.0 - float(finest.weights @ before / finest.weights.sum()),
         1.0 - float(finest.weights @ after / finest.weights.sum()),
-        float(np.linalg.norm(finest.basis @ coefficients, axis=1).max()), float(determinant.min()),
+        float(np.linalg.norm(finest.basis @ coefficients, axis=1).max()), math.nan, float(determinant.min()),
         float(determinant.max()), float((determinant <= 0.0).mean()), rigid.verdict, rigid.reasons, field, (low, high),
     )  # fmt: skip
+    few = middles[:: max(1, len(middles) // 50)]
+    found = replace(found, error_mm=float(np.median(found.expected_error_mm(few))))
     verdict, reasons = judged(found)
     return replace(found, verdict=verdict, reasons=reasons)
 
@@ -419,9 +430,16 @@ def judged(found: UltrasoundDeformation) -> tuple[Verdict, tuple[str, ...]]:
         doubts.append(
             f"tissue moves by up to {found.longest_mm:.1f} mm (likely up to {MOST_DEVIATIONS * PRIOR_MM:g} mm)"
         )
-    reasons = (*wrong, *found.rigid.reasons, *doubts)
+    verdict, kept = found.rigid.verdict, found.rigid.reasons
+    if found.followed:
+        # What the rigid pose may be off by is what the displacement is there for: its own counts.
+        doubts += error_doubts(found.error_mm)
+        kept = tuple(reason for reason in kept if reason not in error_doubts(found.rigid.error_mm))
+        if verdict is Verdict.DOUBTFUL and not kept:
+            verdict = Verdict.GOOD
+    reasons = (*wrong, *kept, *doubts)
     if wrong:
         return Verdict.IMPLAUSIBLE, reasons
-    if doubts and found.rigid.verdict is Verdict.GOOD:
+    if doubts and verdict is Verdict.GOOD:
         return Verdict.DOUBTFUL, reasons
-    return found.rigid.verdict, reasons
+    return verdict, reasons

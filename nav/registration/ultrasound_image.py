@@ -14,8 +14,8 @@ smaller ones about the best.
 An interface reflects: close to the truth b is not negative wherever the edge explains much, by chance in half of the
 patches. Near the optimum it is held at 0 or above, which tells the truth from what is about it.
 
-How far the result may be off is taken from the data: leaving out one block of neighbouring patches after the other, and
-registering both halves of the frames on their own.
+How far the result may be off, with tissue that has moved smoothly since the CT, is taken from the data: parts of the
+image, each shifted on its own, ask for other places (`nav.registration.ultrasound_motion`).
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ from nav.geometry.rigid import Rigid, rotation_angle_rad
 from nav.geometry.volume import Volume
 from nav.registration import pyramid
 from nav.registration import ultrasound_kernels as kernels
-from nav.registration.error_distribution import jackknife_covariance, radius_of_share
-from nav.registration.landmarks import point_covariance
+from nav.registration.error_distribution import radius_of_share
 from nav.registration.ultrasound_ct import FLOOR_HU2, HIGH_HU, LOW_HU, channels_at, soft_tissue_around
 from nav.registration.ultrasound_frames import (
     MOST_FRAMES,
@@ -43,9 +42,19 @@ from nav.registration.ultrasound_frames import (
     choose_frames,
     frame_level,
 )
+from nav.registration.ultrasound_motion import SHIFTS_MM, UnseenMotion, unseen_motion
 from nav.registration.verdict import ImageRegistrationError, Verdict
 
-__all__ = ["CAPTURE_DEG", "CAPTURE_MM", "KERNELS", "SIDE", "Progress", "UltrasoundRegistration", "register_ultrasound"]
+__all__ = [
+    "CAPTURE_DEG",
+    "CAPTURE_MM",
+    "KERNELS",
+    "SIDE",
+    "Progress",
+    "UltrasoundRegistration",
+    "error_doubts",
+    "register_ultrasound",
+]
 
 Array = NDArray[np.float64]
 
@@ -82,8 +91,8 @@ MOST_STEP, STEP_SHARE = 1.5, 0.05
 MOST_PACE = 8.0
 #: Fewer patches with structure than this determine nothing.
 LEAST_PATCHES = 60
-#: Blocks of patches for the jackknife: along the sweep, across and along the image.
-BLOCKS = (6, 2, 2)
+#: Parts of the image, each shifted on its own: along the sweep, across and along the image.
+PARTS = (6, 2, 2)
 #: Poses elsewhere that say what similarity chance gives, their distance in mm and degrees.
 CHANCE_POSES, CHANCE_MM, CHANCE_DEG = 48, (8.0, 20.0), (4.0, 15.0)
 #: Standard deviations above chance. What was wrong (another patient, mirrored, 40 mm off; 106 cases) reached 4.4; what
@@ -93,12 +102,13 @@ GOOD_EVIDENCE, LEAST_EVIDENCE = 5.0, 3.5
 GOOD_HALVES_MM, MOST_HALVES_MM = 1.25, 5.0
 #: Further from its start than this times `CAPTURE_MM` or `CAPTURE_DEG` nothing is looked for.
 FARTHEST = 1.5
-#: Standard errors per axis that no patch knows of, for all share them, mm: one for all (what reflects lies beside what
-#: the CT shows as the edge; the tracker), and one that is divided by the evidence (optima beside the right one); and
-#: the share of the squared distance between the halves that is variance per axis. Chosen on registrations of known
-#: truth, of which those called good then held 95 % of the errors. One step falls short by about `MOST_PACE`, so the
-#: jackknife's deviations do too.
-COMMON_MM, WEAK_MM, HALVES_SHARE, INFLATION = 0.5, 3.0, 0.25, MOST_PACE
+#: Errors per axis that no part knows of, mm: one for all (what reflects lies beside what the CT shows as the edge; the
+#: tracker), and one that is divided by the evidence (optima beside the right one). How long the tails of errors are
+#: beside what is known of their size: as those of a t distribution. Chosen on registrations of known truth.
+COMMON_MM, WEAK_MM, DOF = 0.5, 3.0, 5.0
+#: Good poses are off by no more than this, mm, in 95 of 100 (median over the patches): beyond it, tissue has moved, or
+#: parts are explained as well elsewhere.
+GOOD_ERROR_MM = 5.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,10 +136,10 @@ class UltrasoundRegistration:
         Root mean square distance, over the patches, between the registrations of the odd and of the even frames.
     frames : (m,) intp
         The frames that were used.
-    centre_ras : (3,) float64
-        Centre of the patches, in the CT, mm.
-    covariance : (6, 6) float64
-        Of (translation mm, rotation vector rad) at ``centre_ras``.
+    motion : UnseenMotion
+        What parts of the image say of motion, and of the pose.
+    error_mm : float
+        Stated for 95 % of the errors, median over the patches.
     verdict : Verdict
     reasons : tuple of str
         Why the verdict is not good; empty when it is.
@@ -144,26 +154,31 @@ class UltrasoundRegistration:
     agreement: float
     halves_mm: float
     frames: NDArray[np.intp]
-    centre_ras: Array
-    covariance: Array
+    motion: UnseenMotion
+    error_mm: float
     verdict: Verdict
     reasons: tuple[str, ...]
 
+    @property
+    def dof(self) -> float:
+        """Degrees of freedom of the error's t distribution."""
+        return DOF
+
     def covariance_at(self, points_ras: ArrayLike) -> Array:
-        """(n, 3, 3) covariance, mm², of where points of the CT, (n, 3) RAS mm, are taken from."""
-        arms = np.atleast_2d(np.asarray(points_ras, np.float64)) - self.centre_ras
-        weak = WEAK_MM / max(self.evidence, 1.0)
-        common = (COMMON_MM**2 + weak**2 + HALVES_SHARE * self.halves_mm**2) * np.eye(3)
-        return np.array([point_covariance(self.covariance, arm) + common for arm in arms])
+        """(n, 3, 3) scale matrix, mm², of the error's t distribution of `dof` at points of the CT, (n, 3) RAS mm."""
+        return _scale_at(self.motion, self.evidence, np.atleast_2d(np.asarray(points_ras, np.float64)))
 
     def expected_error_mm(self, points_ras: ArrayLike, share: float = 0.95) -> Array:
         """(n,) radius, mm, that holds ``share`` of the errors at points of the CT, (n, 3) RAS mm.
 
-        Of the rigid transform alone: breathing and the probe's pressure come on top
-        (`nav.registration.ultrasound_deformable`).
+        With smooth motion of the tissue since the CT; not with what slides, such as an organ along the ribs.
         """
-        dof = float(math.prod(BLOCKS) - 1)
-        return np.array([radius_of_share(c, share, dof) for c in self.covariance_at(points_ras)])
+        return np.array([radius_of_share(c, share, self.dof) for c in self.covariance_at(points_ras)])
+
+
+def _scale_at(motion: UnseenMotion, evidence: float, points: Array) -> Array:
+    weak = WEAK_MM / max(evidence, 1.0)
+    return np.asarray(motion.second_moment_at(points) + (COMMON_MM**2 + weak**2) * np.eye(3))
 
 
 Progress = Callable[[float, str], None]
@@ -263,8 +278,8 @@ def _solve(h: Array, g: Array) -> Array:
     return np.asarray(-np.linalg.lstsq(h / np.outer(d, d), g / d, rcond=1e-7)[0] / d)
 
 
-def _descend(level: _Level, pose: Array, steps: int) -> tuple[_State, Array, Array]:
-    """Steps until they become small; returns the fits (m, SUMS) and the weights of them at the end too.
+def _descend(level: _Level, pose: Array, steps: int) -> _State:
+    """Steps until they become small.
 
     Noise of the CT adds to the Hessian and not to the slope, so that a step falls short by a factor that nobody knows:
     as long as they help, steps are made longer.
@@ -292,7 +307,7 @@ def _descend(level: _Level, pose: Array, steps: int) -> tuple[_State, Array, Arr
             pace /= 4.0
     known = fits[:, kernels.TOTAL] > 0.0
     state.overlap = float(level.look.weights[known].sum() / max(level.look.weights.sum(), 1e-12))
-    return state, fits, each
+    return state
 
 
 def _cloud(count: int, millimetres: tuple[float, float], degrees: tuple[float, float], seed: int) -> Array:
@@ -362,23 +377,22 @@ def _levels(
     return out
 
 
-def _jackknife(level: _Level, fits: Array, each: Array) -> Array:
-    """(6, 6) covariance of the pose from leaving out one block of neighbouring patches after the other."""
-    block = np.zeros(len(fits), np.int64)
-    keys = (level.look.patches[:, 0], level.look.patches[:, 2], level.look.patches[:, 1])
-    for key, parts in zip(keys, BLOCKS, strict=True):
+def _parts(level: _Level, pose: Array) -> UnseenMotion:
+    """What the `PARTS` of the image, each shifted on its own, say of ``pose``."""
+    look = level.look
+    block = np.zeros(len(look.patches), np.int64)
+    keys = (look.patches[:, 0], look.patches[:, 2], look.patches[:, 1])
+    for key, parts in zip(keys, PARTS, strict=True):
         rank = np.argsort(np.argsort(key, kind="stable"), kind="stable")
         block = block * parts + rank * parts // len(rank)
-    h, g = _system(fits, each)
-    left = []
-    for n in range(math.prod(BLOCKS)):
-        part = np.where(block == n, each, 0.0)
-        if part.any():
-            dh, dg = _system(fits, part)
-            left.append(_solve(h - dh, g - dg))
-    if len(left) < 2:
-        return np.full((6, 6), np.inf)
-    return jackknife_covariance(left) * INFLATION**2
+    shifted = np.tile(pose, (len(SHIFTS_MM), 1, 1))
+    shifted[:, :3, 3] += SHIFTS_MM
+    weights = np.asarray(np.bincount(block, look.weights), np.float64)
+    used = np.flatnonzero(weights > 0.0)
+    places = look.centres() @ pose[:3, :3].T + pose[:3, 3]
+    middles = np.stack([np.bincount(block, look.weights * along) for along in places.T], axis=1)
+    explained = np.array([level.part(block == n).sums(list(shifted))[:, 0] for n in used])
+    return unseen_motion(explained, middles[used] / weights[used, None], weights[used])
 
 
 def _evidence(level: _Level, pose: Array, elsewhere: Sequence[Array]) -> float:
@@ -401,12 +415,23 @@ def _evidence(level: _Level, pose: Array, elsewhere: Sequence[Array]) -> float:
     return min(out)
 
 
+def error_doubts(error_mm: float) -> tuple[str, ...]:
+    """What speaks against a registration that may be off by ``error_mm``: a sentence, or nothing."""
+    if error_mm <= GOOD_ERROR_MM:
+        return ()
+    return (
+        f"it may be off by {error_mm:.1f} mm (good up to {GOOD_ERROR_MM:g} mm): tissue has moved, so that parts of the "
+        "image ask for other places, or shows too little to tell",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Quality:
     evidence: float
     agreement: float
     halves_mm: float
     reach: tuple[float, float]
+    error_mm: float
 
 
 def _judge(state: _State, found: _Quality) -> tuple[Verdict, tuple[str, ...]]:
@@ -427,6 +452,7 @@ def _judge(state: _State, found: _Quality) -> tuple[Verdict, tuple[str, ...]]:
         wrong.append(f"{apart} (most {MOST_HALVES_MM:g} mm)")
     elif found.halves_mm > GOOD_HALVES_MM:
         doubts.append(f"{apart} (good up to {GOOD_HALVES_MM:g} mm)")
+    doubts += error_doubts(found.error_mm)
     if max(found.reach) > FARTHEST:
         moved, turned = found.reach[0] * CAPTURE_MM, found.reach[1] * CAPTURE_DEG
         doubts.append(
@@ -501,7 +527,7 @@ def register_ultrasound(
     def refined(level: _Level, poses: Sequence[Array], steps: int) -> list[Array]:
         """The best first."""
         nonlocal iterations
-        states = [_descend(level, pose, steps)[0] for pose in poses]
+        states = [_descend(level, pose, steps) for pose in poses]
         iterations += sum(state.steps for state in states)
         near = [s for s in states if max(_reach(level, start, s.pose)) <= FARTHEST]
         states = near or states
@@ -517,21 +543,25 @@ def register_ultrasound(
         found = refined(levels[1], _best(levels[1], near, some, SAME_MM), STEPS)
         candidates = _best(levels[1], [*candidates, *found], KEPT, SAME_MM)
     tell(0.7, f"at {finest.pitch_mm:g} mm")
-    state, fits, each = _descend(finest, _best(finest, candidates, 1)[0], MOST_STEPS)
+    state = _descend(finest, _best(finest, candidates, 1)[0], MOST_STEPS)
     iterations += state.steps
-    if not each.any():
+    if state.overlap == 0.0:
         raise ImageRegistrationError("the ultrasound and the CT have nothing in common; give another start (--init)")
     tell(0.9, "quality")
     elsewhere = _around(finest, state.pose, _cloud(CHANCE_POSES, CHANCE_MM, CHANCE_DEG, seed=2))
     looked = levels[1]  # fewer frames, the same structure
     points = finest.look.centres()
     odd = finest.look.patches[:, 0] % 2 == 1
-    halves = [_descend(finest.part(half), state.pose, HALF_STEPS)[0].pose for half in (odd, ~odd)]
+    halves = [_descend(finest.part(half), state.pose, HALF_STEPS).pose for half in (odd, ~odd)]
+    every = replace(looked, look=frame_level(moving, chosen, looked.pitch_mm, SIDE))
+    evidence, motion = _evidence(looked, state.pose, elsewhere), _parts(every, state.pose)
+    places = points[:: max(1, len(points) // 50)] @ state.pose[:3, :3].T + state.pose[:3, 3]
     quality = _Quality(
-        evidence=_evidence(looked, state.pose, elsewhere),
+        evidence=evidence,
         agreement=_agreement(looked, state.pose, elsewhere[:: max(1, CHANCE_POSES // 8)]),
         halves_mm=_apart_mm(halves[0], halves[1], points),
         reach=_reach(finest, start, state.pose),
+        error_mm=float(np.median([radius_of_share(c, 0.95, DOF) for c in _scale_at(motion, evidence, places)])),
     )
     verdict, reasons = _judge(state, quality)
     return UltrasoundRegistration(
@@ -544,8 +574,8 @@ def register_ultrasound(
         agreement=quality.agreement,
         halves_mm=quality.halves_mm,
         frames=chosen,
-        centre_ras=(state.pose @ finest.centre)[:3],
-        covariance=_jackknife(finest, fits, each),
+        motion=motion,
+        error_mm=quality.error_mm,
         verdict=verdict,
         reasons=reasons,
     )

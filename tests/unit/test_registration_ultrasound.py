@@ -94,7 +94,7 @@ def sweep(
     return TrackedFrames.of(np.rint(images).astype(np.uint8), np.linalg.inv(ras_from_reference()) @ poses(count))
 
 
-SWEEP = sweep()
+SWEEP = sweep(30)
 
 
 def start(millimetres: float, degrees: float, seed: int = 4) -> Rigid:
@@ -129,12 +129,12 @@ def test_a_sweep_comes_home_and_says_how_well_the_same_on_any_number_of_threads(
     assert result.verdict is Verdict.GOOD, result.reasons
     assert errors_mm(result).max() < 1.0
     stated = result.expected_error_mm(points())
-    assert errors_mm(result).mean() < stated.mean() < 3.0
+    assert errors_mm(result).mean() < stated.mean() < 5.0
     assert result.similarity_before < 0.7 * result.similarity_after
     assert result.agreement > 0.15
     assert result.transform.name.wire == NAME
     assert np.array_equal(found[1].transform.matrix, result.transform.matrix)
-    assert np.array_equal(found[1].covariance, result.covariance)
+    assert np.array_equal(found[1].expected_error_mm(points()), stated)
 
 
 @pytest.mark.parametrize("wrong", ["another patient", "mirrored", "far off"])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nav.geometry.rigid import Rigid
 from nav.registration.error_distribution import radius_of_share
 from nav.registration.ultrasound_deformable import PRIOR_MM, UltrasoundDeformation, deform_ultrasound, judged
-from nav.registration.ultrasound_image import KERNELS, UltrasoundRegistration, register_ultrasound
+from nav.registration.ultrasound_image import KERNELS, UltrasoundRegistration, error_doubts, register_ultrasound
 from nav.registration.verdict import Verdict
 from tests.unit.test_registration_ultrasound import NAME, SWEEP, ct, points, ras_from_reference, start, sweep
 
@@ -58,6 +58,22 @@ def test_motion_is_followed_and_the_stated_error_holds_it(found: UltrasoundDefor
     assert found.folded_fraction == 0.0
 
 
+def test_the_rigid_pose_says_that_it_may_be_off_where_tissue_has_moved(still: UltrasoundRegistration) -> None:
+    def more(ras: NDArray[np.float64]) -> NDArray[np.float64]:
+        return ras + 1.25 * (moved(ras) - ras)
+
+    rigid = register_ultrasound(ct(), sweep(30, motion=more), initial=start(2.0, 1.0))
+    errors = np.linalg.norm(rigid.transform.apply(TO_REFERENCE.apply(points())) - more(points()), axis=1)
+    stated = rigid.expected_error_mm(more(points()))
+    assert errors.mean() > 2.0
+    assert (errors < stated).mean() > 0.9
+    assert (stated > 1.2 * still.expected_error_mm(points())).all()
+    assert rigid.motion.motion_mm > 1.5 * still.motion.motion_mm
+    assert still.verdict is Verdict.GOOD
+    assert rigid.verdict is not Verdict.GOOD
+    assert any("ask for other places" in reason for reason in rigid.reasons)
+
+
 def test_there_and_back_and_the_written_field_are_one(found: UltrasoundDeformation) -> None:
     there = found.to_reference(points())
     np.testing.assert_allclose(found.to_ct(there), points(), atol=1e-3)
@@ -89,8 +105,15 @@ def test_where_nothing_has_moved_the_rigid_pose_stays_and_the_error_says_what_ma
 
 
 def test_what_speaks_against_a_displacement_is_said_and_a_wrong_pose_stays_wrong(found: UltrasoundDeformation) -> None:
-    good = replace(found, rigid=replace(found.rigid, verdict=Verdict.GOOD, reasons=()))
+    rigid = replace(found.rigid, verdict=Verdict.GOOD, reasons=(), error_mm=3.0)
+    good = replace(found, rigid=rigid, error_mm=3.0)
     assert judged(good) == (Verdict.GOOD, ())
+    # What the rigid pose may be off by has been followed, or has not.
+    (said,) = error_doubts(7.0)
+    astray = replace(good, rigid=replace(rigid, verdict=Verdict.DOUBTFUL, reasons=(said,), error_mm=7.0))
+    assert judged(astray) == (Verdict.GOOD, ())
+    assert judged(replace(astray, followed=False)) == (Verdict.DOUBTFUL, (said,))
+    assert judged(replace(astray, error_mm=7.0)) == (Verdict.DOUBTFUL, (said,))
     for change, verdict, text in (
         ({"folded_fraction": 0.02}, Verdict.IMPLAUSIBLE, "folds over in 2.0%"),
         ({"similarity_after": good.similarity_before - 0.01}, Verdict.IMPLAUSIBLE, "explains less"),
@@ -101,4 +124,4 @@ def test_what_speaks_against_a_displacement_is_said_and_a_wrong_pose_stays_wrong
         assert text in reasons[0]
     for verdict in (Verdict.IMPLAUSIBLE, Verdict.NOT_CONVERGED, Verdict.DOUBTFUL):
         rigid = replace(found.rigid, verdict=verdict, reasons=("too little",))
-        assert judged(replace(found, rigid=rigid)) == (verdict, ("too little",))
+        assert judged(replace(good, rigid=rigid)) == (verdict, ("too little",))
