@@ -56,13 +56,14 @@ class TumourChoice:
 class ApplicatorInfo:
     """An applicator and the settings its published chart holds. The chart is not extrapolated.
 
-    ``settings`` maps a power in W to the smallest and largest time in s for it.
+    ``settings`` maps a power (or what else is set, in ``unit``) to the smallest and largest time in s for it.
     """
 
     name: str
     title: str
     settings: Mapping[float, tuple[float, float]]
     citation: str = ""
+    unit: str = "W"
 
 
 @dataclass(frozen=True, slots=True)

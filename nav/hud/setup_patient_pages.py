@@ -250,7 +250,7 @@ class ApplicatorPage(Page):
         self.power.clear()
         if info is not None:
             for watts in sorted(info.settings):
-                self.power.addItem(f"{watts:g} W", watts)
+                self.power.addItem(f"{watts:g} {info.unit}", watts)
 
     def _power_changed(self) -> None:
         info, watts = self._info(), self.power.currentData()

@@ -149,7 +149,7 @@ class NavigationCore:
             self._message = self._zone_problem = str(error)
             return
         self._applicator = applicator
-        self._applicator_text = f"{applicator.name} {power_w:g} W {time_s:g} s"
+        self._applicator_text = f"{applicator.name} {applicator.setting(power_w)} {time_s:g} s"
 
     def add_case(self, case: CaseEssentials) -> str:
         """Make a case known so that a `LoadCase` event can take it up; returns its SHA-256."""
