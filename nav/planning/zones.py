@@ -62,7 +62,7 @@ class ChartZone:
         """As in plan.json."""
         return {
             "applicator": self.applicator.name, "power_w": self.power_w, "control": self.applicator.control,
-            "time_s": self.time_s,
+            "offset_basis": self.applicator.offset_basis, "time_s": self.time_s,
             "long_mm": self.size.long_mm, "short_mm": self.size.short_mm, "offset_mm": self.size.offset_mm,
             "tier": 0, "basis": self.applicator.stated_basis, "citation": self.applicator.citation,
         }  # fmt: skip
