@@ -44,7 +44,7 @@ def huang() -> dict[str, Any]:
         "as described": {},
         "perfusion stops where cells die": {"stasis": 1.0},
         "electric conductivity constant": {"warm": False},
-        "no cooled shaft, the same net power (23 W)": {"shaft": False, "power_w": 23.0},
+        "no cooled shaft, the same net power (25.5 W)": {"shaft": False, "power_w": 25.5},
         "power 36 W": {"power_w": 36.0},
         "200 W, falling back at 100 C": {"power_w": 200.0, "warm": False, "limit": 100.0},
         "200 W, falling back at 100 C, perfusion stops": {

@@ -72,7 +72,7 @@ class BoxZone:
     Attributes
     ----------
     level : Volume
-        float32; logarithm of the damage integral over its threshold, above 0 inside.
+        float32; logarithm of the damage integral, or K below the lethal temperature: above 0 inside.
     surface_ras : (n, 3) float64
         Points on the zone's surface, at most half a cell apart.
     axis_ras : (3,) float64
