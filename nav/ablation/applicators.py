@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -22,6 +22,8 @@ __all__ = [
     "Applicator",
     "ChartRangeError",
     "ChartRow",
+    "Cryoprobe",
+    "Electrode",
     "Heating",
     "HeldOut",
     "ZoneSize",
@@ -35,6 +37,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 #: A power or time this close to a tabulated one (relative) is taken as that one.
 _SAME = 1e-9
+#: What is set on a device, by the unit of its chart's ``power_w``.
+_SETTINGS = {"W": "power", "mA": "current", "C": "temperature", "cm": "target size"}
 
 
 class ChartRangeError(ValueError):
@@ -54,7 +58,7 @@ class ChartRow(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    power_w: Positive
+    power_w: Positive = Field(description="what is set on the device, in the unit of its ``control``: mostly W")
     time_s: Positive
     long_mm: Positive = Field(description="diameter along the needle")
     short_mm: Positive = Field(description="diameter across the needle")
@@ -78,24 +82,30 @@ class HeldOut(BaseModel):
     short_mm: Positive
 
 
-class Heating(BaseModel):
-    """How a microwave antenna heats, fitted to measured zones: what a computed zone needs beyond the tissue.
-
-    The efficiency lumps losses in the cable, shrinkage and the model's own error: no property of the device alone.
-    """
+class _Fitted(BaseModel):
+    """What every device's heat model holds, fitted to measured zones: what a computed zone needs beyond the tissue."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     tissue: str = Field(description="tissue it was fitted in, a file of configs/tissues")
     fitted_to: str = Field(min_length=1, description="the measured zones")
+    perfusion_scale: Positive = Field(1.0, description="perfusion of the fit over that of the tissue's file")
+    efficiency_sd: Positive = Field(0.1, description="1 sigma of the logarithm of the power (or cold) that arrives")
+    held_out: HeldOut
+
+
+class Heating(_Fitted):
+    """How a microwave antenna heats.
+
+    The efficiency lumps losses in the cable, shrinkage and the model's own error: no property of the device alone.
+    """
+
+    modality: Literal["microwave"] = Field("microwave", description="the device's own: left out in files")
     efficiency: Positive = Field(description="share of the set power that heats tissue, at 60 W")
     efficiency_power: float = Field(0.0, ge=-2.0, le=2.0, description="it grows with power / 60 W to this power")
     active_length_mm: Positive = Field(description="at 60 W")
     length_power: float = Field(0.0, ge=-2.0, le=2.0, description="active length grows with power / 60 W to this power")
     absorption_per_m: Positive = Field(description="attenuation of the field")
-    perfusion_scale: Positive = Field(1.0, description="perfusion of the fit over that of the tissue's file")
-    efficiency_sd: Positive = Field(0.1, description="1 sigma of the logarithm of the power deposited")
-    held_out: HeldOut
 
     def length_mm(self, power_w: float) -> float:
         """Active length at a power."""
@@ -104,6 +114,35 @@ class Heating(BaseModel):
     def deposited_w(self, power_w: float) -> float:
         """What of a power heats tissue."""
         return float(power_w * self.efficiency * (power_w / 60.0) ** self.efficiency_power)
+
+
+class Electrode(_Fitted):
+    """How a radiofrequency electrode heats: by the current around its bare tip.
+
+    A generator set to watts gives its mean power; one set to a temperature gives power until the hottest tissue has it.
+    """
+
+    modality: Literal["radiofrequency"] = Field("radiofrequency", description="the device's own: left out in files")
+    power_w: Positive = Field(description="that reaches tissue: mean power, or the most where temperature is set")
+    active_length_mm: Positive = Field(description="bare tip")
+    radius_mm: Positive
+    shaft_c: float | None = Field(None, ge=0.0, le=45.0, description="temperature of an internally cooled tip")
+
+    @model_validator(mode="after")
+    def _is_long(self) -> Self:
+        if self.active_length_mm <= 2.0 * self.radius_mm:
+            raise ValueError(f"active_length_mm {self.active_length_mm:g} is not longer than the electrode is wide")
+        return self
+
+
+class Cryoprobe(_Fitted):
+    """How a cryoprobe freezes: its cold part stays at one temperature."""
+
+    modality: Literal["cryo"] = Field("cryo", description="the device's own: left out in files")
+    probe_c: float = Field(ge=-200.0, lt=-40.0, description="surface of the probe")
+    active_length_mm: Positive = Field(description="cold part")
+    radius_mm: Positive
+    lethal_c: float = Field(-20.0, ge=-60.0, lt=-10.0, description="coldest temperature at the zone's edge")
 
 
 class Applicator(BaseModel):
@@ -115,12 +154,43 @@ class Applicator(BaseModel):
     manufacturer: str
     device: str
     modality: str = Field("microwave", description="microwave, radiofrequency, cryo, …")
+    control: Literal["W", "mA", "C", "cm"] = Field(
+        "W", description="unit of ``power_w``: power, current, temperature, or a cryotherapy's target size"
+    )
+    offset_basis: Literal["measured", "assumed"] = Field(
+        "measured",
+        description="'assumed' where no source says where the zone lies: no row has an offset, each ends at the tip",
+    )
     frequency_mhz: Positive | None = None
     basis: str = Field(min_length=1, description="what the numbers were measured in, as far as the source says")
     citation: str = Field(min_length=1, description="where the numbers come from")
     note: str = ""
     chart: tuple[ChartRow, ...] = Field(min_length=1)
-    heating: Heating | None = Field(None, description="for computed zones; without it there is the chart alone")
+    heating: Annotated[Heating | Electrode | Cryoprobe, Field(discriminator="modality")] | None = Field(
+        None, description="for computed zones; without it there is the chart alone"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, data: Any) -> Any:
+        """The heat model is that of the device's modality; a zone whose place is assumed ends at the tip."""
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        if isinstance(data.get("heating"), dict):
+            own = data.get("modality", "microwave")
+            if data["heating"].get("modality", own) != own:
+                raise ValueError(f"heating.modality differs from the device's {own!r}: leave it out")
+            data["heating"] = {**data["heating"], "modality": own}
+        if data.get("offset_basis") == "assumed" and isinstance(data.get("chart"), list | tuple):
+            rows = [r for r in data["chart"] if isinstance(r, dict)]
+            if any("offset_mm" in r for r in rows):
+                raise ValueError(
+                    "offset_basis is 'assumed', but the chart has offset_mm: leave out the one or the other"
+                )
+            if all(isinstance(r.get("long_mm"), int | float) for r in rows):
+                data["chart"] = [{**r, "offset_mm": 0.5 * r["long_mm"]} for r in rows]
+        return data
 
     @model_validator(mode="after")
     def _no_row_twice(self) -> Self:
@@ -128,9 +198,28 @@ class Applicator(BaseModel):
         for row in self.chart:
             key = (row.power_w, row.time_s)
             if key in seen:
-                raise ValueError(f"chart holds {row.power_w:g} W, {row.time_s:g} s twice")
+                raise ValueError(f"chart holds {self.setting(row.power_w)}, {row.time_s:g} s twice")
             seen.add(key)
         return self
+
+    def setting(self, power_w: float) -> str:
+        """What is set on the device, with its unit: ``"60 W"``, ``"103 C"``."""
+        return f"{power_w:g} {self.control}"
+
+    @property
+    def stated_basis(self) -> str:
+        """``basis``, and whether the zone's place along the needle is assumed."""
+        return self.basis if self.offset_basis == "measured" else f"{self.basis}; place along the needle assumed"
+
+    @property
+    def doubt(self) -> str | None:
+        """What to tell the person about where the zone lies; None where a source says it."""
+        if self.offset_basis == "measured":
+            return None
+        return (
+            f"{self.name}: no source says where along the needle the zone lies; it is assumed to end at the tip, so "
+            "margins along the needle are not known"
+        )
 
     @property
     def powers_w(self) -> tuple[float, ...]:
@@ -155,10 +244,11 @@ class Applicator(BaseModel):
         powers = self.powers_w
         if not math.isfinite(power_w) or not powers[0] * (1 - _SAME) <= power_w <= powers[-1] * (1 + _SAME):
             if len(powers) == 1:
-                allowed = f"the chart holds {powers[0]:g} W only"
+                allowed = f"the chart holds {self.setting(powers[0])} only"
             else:
-                allowed = f"the chart covers {powers[0]:g} to {powers[-1]:g} W"
-            raise ChartRangeError(f"{self.name}: power {power_w:g} W, {allowed}; sizes are not extrapolated")
+                allowed = f"the chart covers {powers[0]:g} to {self.setting(powers[-1])}"
+            what = f"{_SETTINGS[self.control]} {self.setting(power_w)}"
+            raise ChartRangeError(f"{self.name}: {what}, {allowed}; sizes are not extrapolated")
         for p in powers:
             if abs(power_w - p) <= _SAME * p:
                 return [(p, 1.0)]
@@ -194,7 +284,7 @@ class Applicator(BaseModel):
             else:
                 allowed = "the chart's neighbouring powers have no time in common; choose a tabulated power"
             raise ChartRangeError(
-                f"{self.name}: time {time_s:g} s at {asked_w:g} W, {allowed}; sizes are not extrapolated"
+                f"{self.name}: time {time_s:g} s at {self.setting(asked_w)}, {allowed}; sizes are not extrapolated"
             )
         sizes = np.array([[r.long_mm, r.short_mm, r.offset_mm] for r in rows])
         x, xs = math.log(time_s), np.log(times)
@@ -259,6 +349,6 @@ def zone_of_size(
         applicator=applicator.name,
         power_w=power_w,
         time_s=time_s,
-        basis=applicator.basis,
+        basis=applicator.stated_basis,
         citation=applicator.citation,
     )

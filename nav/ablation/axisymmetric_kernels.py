@@ -73,7 +73,7 @@ def march(  # type: ignore[no-untyped-def]
     free : (nz, nr) bool
         False where the temperature is held.
     perfusion : (nz, nr) float64
-        1/s; set to 0 where cells die.
+        1/s; set to 0 where it stops.
     curve : (15,) float64
         `StateCurve.constants`.
     spacing : float
@@ -82,8 +82,9 @@ def march(  # type: ignore[no-untyped-def]
         mm²/s at the reference.
     switch_off : int
         Step from which there is no source.
-    death : (3,) float64
-        ln of the frequency (1/s), energy over gas constant (K), and the temperature above which it counts, C.
+    death : (5,) float64
+        ln of the frequency (1/s), energy over gas constant (K), and the temperature above which it counts, C; damage
+        at which, and temperature (C) below which perfusion stops.
     limit_c : float
         Above this hottest temperature the generator takes power back; infinity for none.
     insulated : bool
@@ -142,9 +143,11 @@ def march(  # type: ignore[no-untyped-def]
                     hottest = t
                 if not t >= coldest[k, i]:  # NaN stays NaN
                     coldest[k, i] = t
+                    if t < death[4]:
+                        perfusion[k, i] = 0.0
                 if t > death[2] and omega[k, i] < 50.0:
                     omega[k, i] += dt * math.exp(death[0] - death[1] / (t + 273.15))
-                    if omega[k, i] >= 1.0:
+                    if omega[k, i] >= death[3]:
                         perfusion[k, i] = 0.0
         # The generator falls back within seconds and comes back within tens of seconds.
         if hottest > limit_c:

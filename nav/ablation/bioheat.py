@@ -209,7 +209,8 @@ def heat_box(
         A cell takes part once it is this much warmer or colder than at the start, K. Against taking all along, zones of
         21 and 36 ml came out the same to the last of their cells, in less than half of the time.
     keep_coldest, ledger : bool
-        Keep the lowest temperatures; keep the heat balance (slow, for verification).
+        Keep the lowest temperatures, and stop perfusion where tissue froze; keep the heat balance (slow, for
+        verification).
     progress : callable, optional
         Called with the share done and a text about every 5 %; what it raises ends the run.
 
@@ -257,10 +258,14 @@ def heat_box(
     loss = np.where(free, rate * dt / capacity, 0.0).astype(np.float32)
     omega = np.zeros(grid.shape, np.float32)
     coldest = np.zeros(grid.shape if keep_coldest else (1, 1, 1), np.float32)
-    frequency, energy, above = death_constants(material)
+    frequency, energy, above, stasis, stasis_c = death_constants(material)
     floor = above - curve.reference_c if math.isfinite(above) else 1e30
     floor_h = float(curve.enthalpy(above)) if math.isfinite(above) else 1e30
-    death = _frozen((frequency + math.log(dt), energy, KELVIN + curve.reference_c, floor, floor_h), np.float32)
+    death = _frozen(
+        (frequency + math.log(dt), energy, KELVIN + curve.reference_c, floor, floor_h, stasis,
+         stasis_c - curve.reference_c),
+        np.float32,
+    )  # fmt: skip
     per_watt = 1e9 * dt / material.heat_per_volume
     stop = np.array([math.inf if b.stop_s >= times[-1] else b.stop_s for b in bursts])
     start = np.array([b.start_s for b in bursts])

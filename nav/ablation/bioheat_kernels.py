@@ -75,7 +75,7 @@ def step(  # type: ignore[no-untyped-def]
     heat : (nk, nj, ni) float32
         K per step at full power.
     loss : (nk, nj, ni) float32
-        Perfusion rate times the step; set to 0 where cells die.
+        Perfusion rate times the step; set to 0 where it stops.
     gain : (nk, nj, ni) float32
         Diffusivity times step over pitch²; 0 where the temperature is held.
     conduct : (nk, nj, ni) float32
@@ -88,9 +88,10 @@ def step(  # type: ignore[no-untyped-def]
         `StateCurve.constants`.
     power, blood : float32
         Share of the power; blood's temperature above the reference, K.
-    death : (5,) float32
+    death : (7,) float32
         ln(frequency times step), energy over gas constant (K), reference in kelvin, temperature above the reference
-        from which it counts, and the enthalpy there.
+        from which it counts, and the enthalpy there; damage at which perfusion stops, and temperature above the
+        reference below which it does (with ``watch_cold``).
     watch_cold : bool
         Keep ``coldest``.
     hottest : (nk,) float32
@@ -100,7 +101,6 @@ def step(  # type: ignore[no-untyped-def]
     two, zero = np.float32(2.0), np.float32(0.0)
     sixth = np.float32(1.0 / 6.0)
     all_round = np.float32(24.0)
-    dead = np.float32(1.0)
     enough = np.float32(50.0)
     for k in prange(box[0], box[1]):
         row = np.empty(ni, np.float32)
@@ -163,6 +163,7 @@ def step(  # type: ignore[no-untyped-def]
                 for i in range(ni):
                     t = _t_of(row[i], curve)
                     cold[i] = cold[i] if t >= cold[i] else t  # NaN stays NaN
+                    lr[i] = zero if t < death[6] else lr[i]
             if hot > 0:
                 om = omega[k, j, first : first + ni]
                 for i in range(ni):
@@ -173,7 +174,7 @@ def step(  # type: ignore[no-untyped-def]
                             high = t
                         if om[i] < enough:
                             om[i] += np.float32(math.exp(death[0] - death[1] / (t + death[2])))
-                            if om[i] >= dead:
+                            if om[i] >= death[5]:
                                 lr[i] = zero
         hottest[k] = high
 

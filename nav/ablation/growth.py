@@ -12,8 +12,9 @@ from nav.ablation.thermal import Tissue
 
 __all__ = ["ZoneGrowth", "compute_growth"]
 
-#: Zones kept of one heating. Closer together at its beginning, where the zone grows fastest.
-_STEPS, _CROWDING = 24, 1.5
+#: Zones kept of one heating, fewer of a freezing, which takes a run for each. Closer together at its beginning, where
+#: the zone grows fastest.
+_STEPS, _STEPS_COLD, _CROWDING = 24, 8, 1.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,11 +49,12 @@ class ZoneGrowth:
 
 
 def compute_growth(applicator: Applicator, power_w: float, time_s: float, tissue: Tissue) -> ZoneGrowth:
-    """Compute the zones of one heating (about 0.3 s).
+    """Compute the zones of one heating or freezing (about 0.3 s).
 
     Raises
     ------
     ChartRangeError, NoHeatModelError
     """
-    times = tuple(time_s * ((k + 1) / _STEPS) ** _CROWDING for k in range(_STEPS))
+    steps = _STEPS_COLD if applicator.modality == "cryo" else _STEPS
+    times = tuple(time_s * ((k + 1) / steps) ** _CROWDING for k in range(steps))
     return ZoneGrowth(times, predict_growth(applicator, power_w, times, tissue))

@@ -15,11 +15,11 @@ from skimage import measure
 
 from nav.ablation.sources import NeedleGrid
 
-__all__ = ["NeedleShape", "blend_shapes", "outline_at", "shape_of_damage", "shape_of_distance"]
+__all__ = ["NeedleShape", "blend_shapes", "outline_at", "shape_of_damage", "shape_of_distance", "shape_of_level"]
 
 Array = NDArray[np.float64]
 
-#: Logarithms of the damage integral are cut here: what never got warm has none.
+#: Levels are cut here: the logarithm of the damage of what never got warm has no end.
 _LOWEST = -12.0
 
 
@@ -55,23 +55,29 @@ class NeedleShape:
         return self.volume_ml == 0.0
 
 
-def shape_of_damage(grid: NeedleGrid, damage: Array, threshold: float = 1.0) -> NeedleShape:
-    """The zone where the damage integral reached ``threshold``, found between cells.
+def shape_of_damage(grid: NeedleGrid, damage: Array) -> NeedleShape:
+    """The zone where the damage integral reached 1, found between cells.
 
-    Damage grows exponentially with temperature: its logarithm is what is interpolated.
+    Damage grows exponentially with temperature: its logarithm is what is interpolated. As `shape_of_level`.
 
     Parameters
     ----------
     grid : NeedleGrid
     damage : (rows, columns) float64
         Arrhenius integral.
+    """
+    return shape_of_level(grid, np.log(np.maximum(damage, 1e-30)))
+
+
+def shape_of_level(grid: NeedleGrid, level: Array) -> NeedleShape:
+    """The zone where ``level`` (rows, columns) is above 0, found between cells.
 
     Raises
     ------
     ValueError
         The zone touches the edge of the grid.
     """
-    level = np.maximum(np.log(np.maximum(damage, 1e-30) / threshold), _LOWEST)
+    level = np.maximum(level, _LOWEST)
     if (level[[0, -1]] >= 0.0).any() or (level[:, -1] >= 0.0).any():
         raise ValueError(f"the zone reaches the edge of a grid of {grid.rows} x {grid.columns} cells")
     if (level < 0.0).all():
@@ -81,7 +87,7 @@ def shape_of_damage(grid: NeedleGrid, damage: Array, threshold: float = 1.0) -> 
 
 def shape_of_distance(grid: NeedleGrid, distance_mm: Array) -> NeedleShape:
     """The zone inside the zero line of a table of (about) signed distances, mm; as `shape_of_damage`."""
-    return shape_of_damage(grid, np.exp(np.maximum(distance_mm, _LOWEST)))
+    return shape_of_level(grid, distance_mm)
 
 
 def outline_at(shape: NeedleShape, depth_mm: float) -> Array:

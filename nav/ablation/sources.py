@@ -10,9 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["NeedleGrid", "joule_source", "line_source"]
+__all__ = ["NeedleGrid", "joule_source", "line_source", "warmed"]
 
 Array = NDArray[np.float64]
+
+#: Electric conductivity of liver grows by 1.5 % of its value at 37 C per kelvin (published: 1.2 to 2 %, Beitel-White
+#: 2021, Kroeger et al. 2006), up to boiling; what boils is left to the generator, which keeps tissue from drying.
+_ELECTRIC_PER_K, _BOILS_C = 0.015, 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +129,19 @@ def joule_source(grid: NeedleGrid, centre_z_mm: float, length_mm: float, radius_
     total = (density * ring).reshape(grid.rows, fine, grid.columns, fine).sum(axis=(1, 3))
     source: Array = total / grid.volumes_mm3
     return source / float((source * grid.volumes_mm3).sum())
+
+
+def warmed(grid: NeedleGrid, source: Array, celsius: Array) -> Array:
+    """A `joule_source` in warm tissue: a current heats less where tissue conducts better; its integral stays.
+
+    The current keeps to its paths in uniform tissue, which is exact for layers around a long electrode.
+
+    Parameters
+    ----------
+    source, celsius : (rows, columns) float64
+        Power density, W/mm³; temperature.
+    """
+    density = source / (1.0 + _ELECTRIC_PER_K * (np.clip(celsius, 0.0, _BOILS_C) - 37.0))
+    whole = float((source * grid.volumes_mm3).sum())
+    out: Array = density * (whole / float((density * grid.volumes_mm3).sum()))
+    return out

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nav.config.load import ConfigError, load_toml, shipped_config
 
-__all__ = ["SEGMENTS", "Arrhenius", "Material", "StateCurve", "Tissue", "list_tissues", "load_tissue"]
+__all__ = ["SEGMENTS", "Arrhenius", "Freezing", "Material", "StateCurve", "Tissue", "list_tissues", "load_tissue"]
 
 Array = NDArray[np.float64]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -54,6 +54,25 @@ class Arrhenius(BaseModel):
         return np.where(t > self.above_c, rate, np.where(np.isnan(t), np.nan, 0.0))
 
 
+class Freezing(BaseModel):
+    """How a tissue freezes, between two temperatures; needed for cryoablation alone."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    from_c: float = Field(-1.0, gt=-20.0, le=0.0, description="where it begins to freeze")
+    to_c: float = Field(-8.0, ge=-40.0, lt=0.0, description="where all of it is frozen")
+    latent_mj_per_m3: Positive
+    conductivity_w_per_m_k: Positive = Field(description="of frozen tissue")
+    density_kg_per_m3: Positive
+    heat_capacity_j_per_kg_k: Positive
+
+    @model_validator(mode="after")
+    def _falls(self) -> Self:
+        if self.to_c >= self.from_c:
+            raise ValueError(f"to_c {self.to_c:g} must lie below from_c {self.from_c:g}")
+        return self
+
+
 class Tissue(BaseModel):
     """One tissue, as in ``configs/tissues/*.toml``; properties at 37 C."""
 
@@ -71,6 +90,7 @@ class Tissue(BaseModel):
     blood_c: float = Field(37.0, ge=0.0, le=45.0)
     conductivity_s_per_m: Positive | None = Field(None, description="electric, at 500 kHz and 37 C")
     death: Arrhenius
+    freezing: Freezing | None = None
 
     @model_validator(mode="after")
     def _dry(self) -> Self:
@@ -262,6 +282,10 @@ class Material:
         Rate at which perfusion takes heat (`Tissue.perfusion_per_s`).
     blood_c : float
     death : Arrhenius or None
+    stasis_damage : float
+        Damage integral at which perfusion stops; infinity where blood cannot clot (heparin).
+    stasis_c : float
+        Temperature below which perfusion stops for good; minus infinity for none.
     """
 
     curve: StateCurve
@@ -270,6 +294,8 @@ class Material:
     perfusion_per_s: float = 0.0
     blood_c: float = 37.0
     death: Arrhenius | None = None
+    stasis_damage: float = 1.0
+    stasis_c: float = -math.inf
 
     @property
     def diffusivity_mm2_per_s(self) -> float:
@@ -282,4 +308,26 @@ class Material:
         return cls(
             StateCurve.heated(tissue), tissue.conductivity_w_per_m_k, tissue.heat_per_volume,
             tissue.perfusion_per_s(perfusion_scale), tissue.blood_c, tissue.death,
+        )  # fmt: skip
+
+    @classmethod
+    def frozen(cls, tissue: Tissue, perfusion_scale: float = 1.0) -> Material:
+        """``tissue`` for a freezing; perfusion stops for good where it is half frozen.
+
+        Raises
+        ------
+        ValueError
+            The tissue's file does not say how it freezes.
+        """
+        ice = tissue.freezing
+        if ice is None:
+            raise ValueError(f"{tissue.name}: its file has no [freezing], so nothing can be frozen in it")
+        curve = StateCurve.frozen(
+            tissue.initial_c, (ice.to_c, ice.from_c), 1e6 * ice.latent_mj_per_m3 / tissue.heat_per_volume,
+            ice.density_kg_per_m3 * ice.heat_capacity_j_per_kg_k / tissue.heat_per_volume,
+            ice.conductivity_w_per_m_k / tissue.conductivity_w_per_m_k,
+        )  # fmt: skip
+        return cls(
+            curve, tissue.conductivity_w_per_m_k, tissue.heat_per_volume, tissue.perfusion_per_s(perfusion_scale),
+            tissue.blood_c, stasis_c=0.5 * (ice.from_c + ice.to_c),
         )  # fmt: skip

@@ -121,7 +121,7 @@ class BoxZone:
     Attributes
     ----------
     level : Volume
-        float32; logarithm of the damage integral over its threshold, above 0 inside.
+        float32; logarithm of the damage integral, or K below the lethal temperature: above 0 inside.
     distance : Volume
         float32; signed distance to the zone's surface, mm, above 0 inside; -inf where there is no zone.
     surface_ras : (n, 3) float64

@@ -381,9 +381,11 @@ def _print(report: dict[str, Any]) -> None:
     print(f"paths              {candidates['feasible']} of {candidates['paths']} are feasible")
     for a in report["applicators"]:
         print(
-            f"{a['name']:18} {a['applicator']} {a['power_w']:g} W, {a['time_s']:g} s, {a['length_mm']:.0f} mm deep,"
-            f" {a['angle_deg']:.0f} deg to the capsule"
+            f"{a['name']:18} {a['applicator']} {a['power_w']:g} {a['control']}, {a['time_s']:g} s,"
+            f" {a['length_mm']:.0f} mm deep, {a['angle_deg']:.0f} deg to the capsule"
         )
+    if any(a["offset_basis"] == "assumed" for a in report["applicators"]):
+        print("warning: no source says where along the needle these zones lie; they are assumed to end at the tip")
     if report["applicators"]:
         print(f"coverage           {100 * report['coverage']:.1f} % of target + {cover['margin_mm']:g} mm")
         print(f"healthy tissue     {report['healthy_ml']:.1f} ml")

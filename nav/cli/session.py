@@ -132,7 +132,7 @@ class WindowSession:
         """See `HudSession`."""
         applicator = load_applicator(name)
         size = applicator.size(power_w, time_s)
-        return ZoneSize(size.long_mm, size.short_mm, applicator.basis)
+        return ZoneSize(size.long_mm, size.short_mm, applicator.stated_basis)
 
     def hu_at(self, ras: Point) -> float | None:
         """See `HudSession`."""
@@ -268,4 +268,6 @@ def _shown_name(case: Case, room: RoomConfig) -> str:
 def _applicator_info(name: str) -> ApplicatorInfo:
     applicator = load_applicator(name)
     settings = {p: applicator.time_range_s(p) for p in applicator.powers_w}
-    return ApplicatorInfo(name, applicator.name, settings, applicator.citation, applicator.heating is not None)
+    return ApplicatorInfo(
+        name, applicator.name, settings, applicator.citation, applicator.control, applicator.heating is not None
+    )

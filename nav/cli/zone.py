@@ -27,7 +27,9 @@ HELP = """The zone that an applicator makes at a power and a time, as a mask and
 
 Tier 0 is the manufacturer's chart: a reference, never a prediction. Tier 1 computes the heat around the needle in
 homogeneous tissue, tier 2 in three dimensions. The vessels of --vessel that are at least 3 mm wide draw the zone in: in
-tier 2 they are held at the temperature of blood, in tier 1 a rule from an experiment with microwaves is used. Computed
+tier 2 they are held at the temperature of blood, in tier 1 a rule from an experiment with microwaves is used.
+--power is what is set on the device, in the unit of its file: W, mA, C, or a target size in cm. A frozen zone reaches
+to the device's lethal temperature (-20 C); beside it goes where -40 C was reached, which leaves no cell alive. Computed
 zones come with a band: dead inside the inner surface with 95 %, alive outside the outer one with 95 %, as far as
 perfusion, deposited power, the model's own error and the needle's pose are known. Without --tip the needle's tip lies
 at the origin and looks up. Into --out goes the zone's mask, beside it those of the band.
@@ -47,7 +49,7 @@ RAS_FROM_TIP = "TipToRas"
 
 def zone(
     applicator: Annotated[str, typer.Option(help="Name of a shipped applicator, or a .toml file.", show_default=False)],
-    power: Annotated[float, typer.Option(help="W.", show_default=False)],
+    power: Annotated[float, typer.Option(help="W, or the unit that the device is set in.", show_default=False)],
     seconds: Annotated[float, typer.Option("--time", help="s.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Mask to write (.nrrd, .nii.gz, .mha).", show_default=False)],
     tissue: Annotated[str, typer.Option(help="Name of a shipped tissue, or a .toml file.")] = "liver",
@@ -69,12 +71,21 @@ def zone(
     import numpy as np
 
     from nav.ablation import axisymmetric, bioheat, margin
-    from nav.ablation.applicators import load_applicator, place_zone
-    from nav.ablation.prediction import Applied, place_shape, predict_band, predict_box, predict_shape
+    from nav.ablation.applicators import Cryoprobe, load_applicator, place_zone
+    from nav.ablation.prediction import (
+        SURE_C,
+        Applied,
+        box_zone,
+        place_shape,
+        predict_band,
+        predict_box,
+        predict_shape,
+    )
     from nav.ablation.thermal import load_tissue
     from nav.ablation.vessel_cut import NoVesselRuleError, cut_zone, vessel_walls
     from nav.cli.progress import Steps
     from nav.cli.registration_files import prepare, set_threads
+    from nav.geometry.volume import Volume
     from nav.io.labels import load_mask
     from nav.io.volume_file import write_volume
 
@@ -91,11 +102,13 @@ def zone(
     pose = _pose(tip, entry)
     chart = device.size(power, seconds)
     report: dict[str, Any] = {
-        "applicator": device.name, "power_w": power, "time_s": seconds, "tissue": material.name if tier else None,
+        "applicator": device.name, "power_w": power, "control": device.control, "time_s": seconds,
+        "tissue": material.name if tier else None,
         "tier": tier, "threads": used,
     }  # fmt: skip
     inner = outer = None
-    warnings: list[str] = []
+    sure: Zone | None = None
+    warnings: list[str] = [] if device.doubt is None else [device.doubt]
     if tier > 0:
         fitted = device.heating
         if fitted is not None and load_tissue(fitted.tissue).name != material.name:
@@ -119,13 +132,22 @@ def zone(
             placed = place_shape(device, power, seconds, material, shape, pose)
         report["seconds"] = time.perf_counter() - begin
         if shape.volume_ml == 0.0:
-            raise CommandError(f"{device.name}: {power:g} W for {seconds:g} s kill nothing in {material.name}")
+            raise CommandError(f"{device.name}: {device.setting(power)}, {seconds:g} s kill nothing in {material.name}")
         sigma = np.array([tip_sigma_mm] * 3 + [math.radians(angle_sigma_deg)] * 3)
         band = predict_band(device, power, seconds, material, shape, np.diag(sigma**2))
         inner, outer = (place_shape(device, power, seconds, material, s, pose) for s in (band.inner, band.outer))
         report["basis"] = placed.basis
         report |= {"long_mm": shape.long_mm, "short_mm": shape.short_mm, "volume_ml": shape.volume_ml}
         report["band"] = {"inner": _numbers(band.inner), "outer": _numbers(band.outer)}
+        probe = device.heating if isinstance(device.heating, Cryoprobe) else None
+        if probe is not None:
+            report["lethal_c"] = probe.lethal_c
+            warnings.append(
+                f"between {probe.lethal_c:g} and {SURE_C:g} C some cells survive: the zone's rim is not all dead"
+            )
+            shape = predict_shape(device, power, seconds, material, lethal_c=SURE_C)
+            sure = place_shape(device, power, seconds, material, shape, pose)
+            report["sure"] = {"celsius": SURE_C, **_numbers(shape)}
         mask = None
         if vessel is not None:
             with steps.step("Reading"):
@@ -153,6 +175,11 @@ def zone(
             # The band is that of the needle alone: what it allows for moves the surface alike beside a vessel.
             report["band_of_tier"] = 1
             placed = box
+            if probe is not None:
+                colder = np.asarray(box.level.array, dtype=np.float32) + np.float32(SURE_C - probe.lethal_c)
+                part = box_zone(Volume.of(colder, box.level.ras_from_index), box.axis_ras, material.name, box.basis)
+                report["sure"] = {"celsius": SURE_C, **_numbers(part)}
+                sure = part
     with steps.step("Writing"):
         grid = _grid(outer if outer is not None else placed, placed)
         files = {"zone": out}
@@ -161,25 +188,32 @@ def zone(
             for name, other in (("inner", inner), ("outer", outer)):
                 files[name] = _beside(out, name)
                 write_volume(files[name], _mask(other, grid))
+        if sure is not None:
+            files["sure"] = _beside(out, "sure")
+            write_volume(files["sure"], _mask(sure, grid))
     report["warnings"] = warnings
     report["out"] = {what: str(path) for what, path in files.items()}
     if as_json:
         print(json.dumps(report, indent=2, default=float))
         return
     kind = ("manufacturer's chart, not a prediction", "computed around the needle", "computed in three dimensions")
-    print(f"{device.name}, {power:g} W, {seconds:g} s: {kind[tier]} (tier {tier})")
+    print(f"{device.name}, {device.setting(power)}, {seconds:g} s: {kind[tier]} (tier {tier})")
     print(f"  {report['long_mm']:.1f} mm long, {report['short_mm']:.1f} mm across, {report['volume_ml']:.1f} ml")
     if report["band"]:
         low, high = report["band"]["inner"], report["band"]["outer"]
         print(f"  band: {low['short_mm']:.1f} to {high['short_mm']:.1f} mm across, {low['volume_ml']:.1f} to "
               f"{high['volume_ml']:.1f} ml")  # fmt: skip
+    if "sure" in report:
+        cold = report["sure"]
+        print(f"  {report['lethal_c']:g} C at its edge; {cold['celsius']:g} C: {cold['long_mm']:.1f} mm long, "
+              f"{cold['short_mm']:.1f} mm across, {cold['volume_ml']:.1f} ml")  # fmt: skip
     print(f"  {report['basis']}")
     for warning in warnings:
         print(f"  warning: {warning}")
     print(f"wrote {', '.join(str(p) for p in files.values())}")
 
 
-def _numbers(shape: NeedleShape) -> dict[str, float]:
+def _numbers(shape: NeedleShape | BoxZone) -> dict[str, float]:
     return {"long_mm": shape.long_mm, "short_mm": shape.short_mm, "volume_ml": shape.volume_ml}
 
 

@@ -57,14 +57,15 @@ class TumourChoice:
 class ApplicatorInfo:
     """An applicator and the settings its published chart holds. The chart is not extrapolated.
 
-    ``settings`` maps a power in W to the smallest and largest time in s for it. ``computed`` says whether zones can be
-    computed for it, too.
+    ``settings`` maps a power (or what else is set, in ``unit``) to the smallest and largest time in s for it.
+    ``computed`` says whether zones can be computed for it, too.
     """
 
     name: str
     title: str
     settings: Mapping[float, tuple[float, float]]
     citation: str = ""
+    unit: str = "W"
     computed: bool = False
 
 

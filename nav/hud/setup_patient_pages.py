@@ -256,7 +256,7 @@ class ApplicatorPage(Page):
         self.power.clear()
         if info is not None:
             for watts in sorted(info.settings):
-                self.power.addItem(f"{watts:g} W", watts)
+                self.power.addItem(f"{watts:g} {info.unit}", watts)
         chosen = self.tissue.currentData()
         self.tissue.clear()
         self.tissue.addItem("chart only", "")

@@ -61,9 +61,10 @@ class ChartZone:
     def describe(self) -> dict[str, Any]:
         """As in plan.json."""
         return {
-            "applicator": self.applicator.name, "power_w": self.power_w, "time_s": self.time_s,
+            "applicator": self.applicator.name, "power_w": self.power_w, "control": self.applicator.control,
+            "offset_basis": self.applicator.offset_basis, "time_s": self.time_s,
             "long_mm": self.size.long_mm, "short_mm": self.size.short_mm, "offset_mm": self.size.offset_mm,
-            "tier": 0, "basis": self.applicator.basis, "citation": self.applicator.citation,
+            "tier": 0, "basis": self.applicator.stated_basis, "citation": self.applicator.citation,
         }  # fmt: skip
 
 
@@ -90,7 +91,8 @@ def chart_zones(applicator: Applicator, power_w: float | None = None, time_s: fl
                 settings.append((p, time_s))
         if not settings:
             ranges = "; ".join(
-                "{:g} W: {:g} to {:g} s".format(p, *applicator.time_range_s(p)) for p in applicator.powers_w
+                "{}: {:g} to {:g} s".format(applicator.setting(p), *applicator.time_range_s(p))
+                for p in applicator.powers_w
             )
             raise ChartRangeError(
                 f"{applicator.name}: time {time_s:g} s, the chart covers {ranges}; sizes are not extrapolated"

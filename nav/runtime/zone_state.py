@@ -139,7 +139,7 @@ class ZoneState:
             return self.problem
         self._applicator = applicator
         self.setting = ZoneSetting(name, applicator.name, power_w, time_s, tissue)
-        self.text = f"{applicator.name} {power_w:g} W {time_s:g} s"
+        self.text = f"{applicator.name} {applicator.setting(power_w)} {time_s:g} s"
         if found is None:
             return ""
         if applicator.heating is None:

@@ -261,7 +261,9 @@ class FakeSession:
 
     def applicators(self) -> tuple[ApplicatorInfo, ...]:
         return (
-            ApplicatorInfo("emprint", "Emprint HP", {75.0: (150.0, 600.0), 100.0: (150.0, 600.0)}, "IFU", True),
+            ApplicatorInfo(
+                "emprint", "Emprint HP", {75.0: (150.0, 600.0), 100.0: (150.0, 600.0)}, "IFU", computed=True
+            ),
             ApplicatorInfo("other", "Other", {60.0: (60.0, 300.0)}, "IFU"),
         )
 

@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 from nav.ablation.applicators import (
     Applicator,
     ChartRangeError,
+    Cryoprobe,
     list_applicators,
     load_applicator,
     place_zone,
@@ -66,6 +67,29 @@ def test_charts_hold_the_published_numbers(shared_data: Path, name: str, device:
     ours = {(r.power_w, r.time_s): (r.long_mm, r.short_mm, r.offset_mm) for r in load_applicator(name).chart}
     assert published
     assert ours == published
+
+
+def test_experiments_hold_the_published_numbers(shared_data: Path) -> None:
+    with open(shared_data / "ablation_zones" / "luo2010_rfa.csv", encoding="utf-8") as file:
+        luo = {
+            (float(r["target_C"]), 60.0 * float(r["time_min"])): (
+                pytest.approx(10.0 * float(r["long_diam_cm"])), pytest.approx(10.0 * float(r["trans_diam_cm"])),
+                pytest.approx(5.0 * float(r["long_diam_cm"]) - 10.0 * float(r["beyond_tip_cm"])),
+            )
+            for r in csv.DictReader(file)
+            if r["power_W"] == "30"
+        }  # fmt: skip
+    ours = load_applicator("uniblate").chart
+    assert {(r.power_w, r.time_s): (r.long_mm, r.short_mm, r.offset_mm) for r in ours} == luo
+    with open(shared_data / "ablation_zones" / "he2010_mwa.csv", encoding="utf-8") as file:
+        he = {
+            (float(r["power_W"]), 60.0 * float(r["time_min"])): tuple(
+                float(r[k]) for k in ("long_axis_diam_mm", "short_axis_diam_mm")
+            )
+            for r in csv.DictReader(file)
+            if (r["model"], r["antenna"]) == ("in_vivo_canine_liver", "internally-cooled")
+        }
+    assert {(r.power_w, r.time_s): (r.long_mm, r.short_mm) for r in load_applicator("he2010").chart} == he
 
 
 def test_vendor_profiles_hold_the_measured_extents(shared_data: Path) -> None:
@@ -154,6 +178,47 @@ def test_a_site_loads_its_own_file_and_a_wrong_name_lists_the_known(tmp_path: Pa
         load_applicator("emprnt")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_applicator(tmp_path / "absent.toml")
+
+
+def test_what_is_set_has_its_own_unit_and_an_assumed_place_is_told() -> None:
+    rempp = load_applicator("rempp_monopolar_water")
+    assert rempp.size(1150.0, 900.0) == (41.0, 31.0, 20.5)
+    with pytest.raises(ChartRangeError, match="current 900 mA, the chart covers 1100 to 1300 mA"):
+        rempp.size(900.0, 900.0)
+    zone = place_zone(rempp, 1150.0, 900.0, Rigid.identity("NeedleTipToRas"))
+    assert zone.centre_ras[2] + zone.semi_long_mm == 0.0
+    assert "place along the needle assumed" in zone.basis
+    assert rempp.doubt is not None
+    measured = load_applicator("uniblate")
+    assert (measured.doubt, measured.setting(103.0)) == (None, "103 C")
+    assert measured.size(103.0, 900.0).offset_mm == 10.0
+    with pytest.raises(ConfigError, match="leave out the one or the other"):
+        parse_toml(MINIMAL.replace("chart", 'offset_basis = "assumed"\nchart', 1), Applicator, "mine.toml")
+    with pytest.raises(ConfigError, match="offset_mm: missing"):
+        parse_toml(MINIMAL.replace(", offset_mm = 10", ""), Applicator, "mine.toml")
+
+
+def test_the_heat_model_is_that_of_the_modality() -> None:
+    heating = """
+[heating]
+tissue = "liver"
+fitted_to = "-"
+probe_c = -150
+active_length_mm = 30
+radius_mm = 1.2
+held_out = { long_mm = 2, short_mm = 2 }
+"""
+    cryo = parse_toml('modality = "cryo"\n' + MINIMAL + heating, Applicator, "mine.toml")
+    assert isinstance(cryo.heating, Cryoprobe)
+    assert Applicator.model_validate(cryo.model_dump(exclude={"chart"}) | {"chart": cryo.chart}).heating == cryo.heating
+    with pytest.raises(ConfigError, match="efficiency: missing"):
+        parse_toml(MINIMAL + heating, Applicator, "mine.toml")
+    with pytest.raises(ConfigError, match="not longer than the electrode is wide"):
+        parse_toml(
+            'modality = "radiofrequency"\n' + MINIMAL
+            + heating.replace("probe_c = -150", "power_w = 30").replace("length_mm = 30", "length_mm = 2"),
+            Applicator, "mine.toml",
+        )  # fmt: skip
 
 
 def test_zone_sits_behind_the_tip() -> None:

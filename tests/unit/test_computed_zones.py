@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nav.ablation.applicators import ChartRangeError, load_applicator
+from nav.ablation.applicators import Applicator, ChartRangeError, load_applicator
+from nav.ablation.axisymmetric import heat_needle
 from nav.ablation.margin import compute_margin, surface_margins_mm
 from nav.ablation.needle_zone import NeedleShape, shape_of_damage
 from nav.ablation.prediction import (
     Applied,
     NoHeatModelError,
+    around_needle,
     box_zone,
     place_shape,
     predict_band,
@@ -22,8 +24,8 @@ from nav.ablation.prediction import (
     predict_shape,
     wide_vessels,
 )
-from nav.ablation.sources import NeedleGrid, joule_source, line_source
-from nav.ablation.thermal import Arrhenius, StateCurve, load_tissue
+from nav.ablation.sources import NeedleGrid, joule_source, line_source, warmed
+from nav.ablation.thermal import Arrhenius, Material, StateCurve, load_tissue
 from nav.ablation.tumour import TumourModel
 from nav.config.load import ConfigError
 from nav.geometry.rigid import Rigid
@@ -216,7 +218,129 @@ def test_margins_of_computed_zones(offset: float) -> None:
         assert np.isnan(margins[1])
 
 
+def cooled_electrode(power: float = 33.0) -> Applicator:
+    return Applicator.model_validate({
+        "name": "Electrode", "manufacturer": "-", "device": "-", "modality": "radiofrequency", "basis": "-",
+        "citation": "-",
+        "chart": [{"power_w": 50, "time_s": 720, "long_mm": 45, "short_mm": 30, "offset_mm": 15}],
+        "heating": {
+            "tissue": "liver", "fitted_to": "-", "power_w": power, "active_length_mm": 30, "radius_mm": 0.75,
+            "shaft_c": 15, "held_out": {"long_mm": 2, "short_mm": 2},
+        },
+    })  # fmt: skip
+
+
+def test_a_current_heats_less_where_tissue_conducts_better() -> None:
+    grid = NeedleGrid(-20.0, 1.0, 41, 20)
+    source = 30.0 * joule_source(grid, 0.0, 20.0, 0.75)
+    warm = np.full(source.shape, 37.0)
+    np.testing.assert_allclose(warmed(grid, source, warm), source)
+    warm[:, :5] = 97.0
+    found = warmed(grid, source, warm)
+    assert (found * grid.volumes_mm3).sum() == pytest.approx(30.0)
+    np.testing.assert_allclose((found[:, 7] / found[:, 2]) / (source[:, 7] / source[:, 2]), 1.0 + 0.015 * 60.0)
+
+
+def test_a_cooled_electrode_is_as_sensitive_to_perfusion_as_measured() -> None:
+    """Huang 2012: 39.25 mm - 4.4 mm per 10 ml/min/100 g, with heparinised blood that does not clot."""
+    model = cooled_electrode().heating
+    assert model is not None
+    grid, widths, flows = NeedleGrid(-49.5, 1.0, 100, 45), [], np.array([10.0, 30.0, 50.0])
+    for flow in flows:
+        tissue = LIVER.model_copy(update={"perfusion_ml_per_min_kg": 10.0 * flow})
+        around = around_needle(model, "W", 50.0, grid, 0.0, tissue)
+        flows_on = replace(around, material=replace(around.material, stasis_damage=math.inf))
+        widths.append(shape_of_damage(grid, flows_on.heat(grid, [720.0]).damage[0]).short_mm)
+    assert np.polyfit(flows / 10.0, widths, 1)[0] == pytest.approx(-4.4, abs=1.0)
+    assert np.abs(np.array(widths) - (39.25 - 0.44 * flows)).max() < 4.0
+    # Where blood clots in dead tissue, it protects less.
+    stops = shape_of_damage(grid, around.heat(grid, [720.0]).damage[0]).short_mm
+    assert stops > widths[-1] + 5.0
+
+
+def test_a_source_that_varies_keeps_its_snapshots_and_its_heat() -> None:
+    grid = NeedleGrid(-30.0, 1.0, 61, 25)
+    source = 20.0 * joule_source(grid, 0.0, 20.0, 0.75)
+    fixed = heat_needle(grid, Material.heated(LIVER), source, [61.0, 130.0, 200.0], off_s=150.0)
+    asked: list[float] = []
+
+    def same(celsius: NDArray[np.float64]) -> NDArray[np.float64]:
+        asked.append(float(celsius.max()))
+        return source
+
+    varied = heat_needle(grid, Material.heated(LIVER), same, [61.0, 130.0, 200.0], off_s=150.0)
+    np.testing.assert_allclose(varied.damage, fixed.damage, rtol=1e-12)
+    np.testing.assert_allclose(varied.balance_k_mm3, fixed.balance_k_mm3, rtol=1e-9)
+    assert 35 <= len(asked) <= 42  # every 5 s, in whole steps
+    assert asked[0] == 37.0 < asked[10]
+    with pytest.raises(ValueError, match="does not depend"):
+        heat_needle(grid, Material.heated(LIVER), same, [10.0], limit_c=100.0)
+
+
+@pytest.mark.parametrize("name", ["visica2_liver", "electrode"])
+def test_cold_probes_and_cooled_shafts_are_alike_in_three_dimensions(name: str) -> None:
+    device, power, seconds = (
+        (cooled_electrode(), 50.0, 720.0) if name == "electrode" else (load_applicator(name), 1.0, 240.0)
+    )
+    pose = np.eye(4)
+    pose[:3, :3] = np.array([[1.0, 0.0, 0.0], [0.0, 0.8, 0.6], [0.0, -0.6, 0.8]])
+    shape = predict_shape(device, power, seconds, LIVER)
+    box = predict_box([Applied(device, power, seconds, Rigid.from_matrix(pose, "TipToRas"))], LIVER)
+    assert box.long_mm == pytest.approx(shape.long_mm, abs=1.0)
+    assert box.short_mm == pytest.approx(shape.short_mm, abs=1.0)
+
+
+def test_a_frozen_zone_and_what_is_surely_dead_in_it() -> None:
+    probe = load_applicator("visica2_liver")
+    assert probe.heating is not None
+    shape = predict_shape(probe, 1.0, 240.0, LIVER)
+    row = probe.chart[0]
+    assert abs(shape.long_mm - row.long_mm) < probe.heating.held_out.long_mm
+    assert abs(shape.short_mm - row.short_mm) < probe.heating.held_out.short_mm
+    sure = predict_shape(probe, 1.0, 240.0, LIVER, lethal_c=-40.0)
+    assert sure.short_mm < shape.short_mm - 2.0
+    assert (sure.distance_mm <= shape.distance_mm + 0.2).all()
+    warmer = predict_shape(probe, 1.0, 240.0, LIVER, perfusion=2.0)
+    assert warmer.short_mm < shape.short_mm - 0.3
+    # Perfusion stops where it froze: tissue that kept it would stay warmer.
+    grid, held = NeedleGrid(-15.0, 1.0, 31, 20), np.full((31, 20), np.nan)
+    held[:, 0] = -150.0
+    frozen = Material.frozen(LIVER)
+    stops, flows = (
+        heat_needle(grid, m, np.zeros(held.shape), [240.0], held_c=held)
+        for m in (frozen, replace(frozen, stasis_c=-1e9))
+    )
+    assert stops.celsius[15, 3] < flows.celsius[15, 3] - 5.0
+
+
+def test_two_cryoprobes_freeze_what_neither_does_alone() -> None:
+    probe = load_applicator("visica2_liver")
+    second = np.eye(4)
+    second[0, 3] = 14.0
+    both = [Applied(probe, 1.0, 240.0, p) for p in (UPRIGHT, Rigid.from_matrix(second, "TipToRas"))]
+    alone = predict_shape(probe, 1.0, 240.0, LIVER).volume_ml
+    assert predict_box(both, LIVER).volume_ml > 2.3 * alone
+    with pytest.raises(ValueError, match="freeze cannot be computed together"):
+        predict_box([both[0], Applied(EMPRINT, 75.0, 300.0, UPRIGHT)], LIVER)
+    with pytest.raises(ValueError, match="start and stop together"):
+        predict_box([both[0], replace(both[1], start_s=10.0)], LIVER)
+
+
+def test_a_zone_held_at_a_temperature_grows_with_it() -> None:
+    device, excised = load_applicator("uniblate"), load_tissue("liver_ex_vivo")
+    assert device.heating is not None
+    for row in (device.chart[0], device.chart[4]):
+        shape = predict_shape(device, row.power_w, row.time_s, excised)
+        assert abs(shape.short_mm - row.short_mm) < 2.0 * device.heating.held_out.short_mm
+    widths = [predict_shape(device, c, 900.0, excised).short_mm for c in (83.0, 93.0, 103.0)]
+    assert widths[0] + 1.0 < widths[1] < widths[2] - 1.0
+
+
 def test_what_cannot_be_computed_is_refused() -> None:
+    with pytest.raises(NoHeatModelError, match=r"Fat: its file has no \[freezing\]"):
+        predict_shape(load_applicator("visica2_liver"), 1.0, 240.0, load_tissue("fat"))
+    with pytest.raises(ChartRangeError, match="temperature 120 C, the chart covers 83 to 113 C"):
+        predict_shape(load_applicator("uniblate"), 120.0, 900.0, LIVER)
     with pytest.raises(ChartRangeError, match="45 to 100 W"):
         predict_shape(EMPRINT, 120.0, 300.0, LIVER)
     with pytest.raises(NoHeatModelError, match=r"no \[heating\]"):

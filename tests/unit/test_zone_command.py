@@ -73,6 +73,24 @@ def test_a_device_fitted_in_another_tissue_says_so(tmp_path: Path, capsys: pytes
     assert "liver_ex_vivo" in warnings[0]
 
 
+def test_a_frozen_zone_comes_with_what_is_surely_dead(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--applicator", "visica2_liver", "--power", "1", "--time", "240"]
+    for tier in ("1", "2"):
+        report = run(capsys, *given, "--tier", tier, "--out", str(tmp_path / "z.nrrd"))
+        assert (report["control"], report["lethal_c"]) == ("cm", -20.0)
+        sure, warnings = report["sure"], report["warnings"]
+        assert isinstance(sure, dict)
+        assert isinstance(warnings, list)
+        assert sure["celsius"] == -40.0
+        assert sure["volume_ml"] < 0.7 * float(str(report["volume_ml"]))
+        assert volume_ml(tmp_path / "z-sure.nrrd") == pytest.approx(sure["volume_ml"], rel=0.05)
+        assert volume_ml(tmp_path / "z.nrrd") == pytest.approx(report["volume_ml"], rel=0.05)
+        assert "assumed to end at the tip" in warnings[0]
+        assert "some cells survive" in warnings[1]
+    assert main(["zone", *given, "--tissue", "fat", "--out", str(tmp_path / "f.nrrd")]) == ExitCode.CONFIGURATION
+    assert "Fat: its file has no [freezing]" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words", "code"),
     [
