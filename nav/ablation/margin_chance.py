@@ -47,20 +47,17 @@ Array = NDArray[np.float64]
 #: The margin asked for.
 WANTED_MM = 5.0
 #: Points of the surface and draws: enough for 0.03 of probability, few enough for every pose.
-_POINTS, _DRAWS = 320, 128
+_POINTS, _DRAWS = 250, 128
 #: Errors that can be drawn: 7 of the surface, 6 of each needle's pose, those of the zone.
 _MOST_ERRORS = 96
 #: To first order, a point this much better than the worst one of a draw may still be it, mm.
-_NEARLY_MM = 1.0
+_NEARLY_MM = 0.5
 #: Multiplications in one call of the linear algebra library that keep it on one thread.
 _MOST_PRODUCTS = 200_000
-#: Quantile of a one-sided 95 %.
-_Z95 = 1.6449
 #: Slower than this, mm per sigma, a margin stands still.
 _STILL = 1e-9
-#: Gauss's quadrature over a normal distribution.
-_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(5)
-_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+#: Points on each line for the spread of the smallest margin.
+_STRATA = 4
 #: Half a step of the finite differences that give the direction to the zone's surface.
 _STEP_MM = 0.5
 
@@ -77,7 +74,7 @@ class UncertainZone:
     pose_covariance : (6, 6) float64, optional
         Of the tip (mm) and of a small rotation about the tip (rad), both along the axes of RAS.
     band : Band, optional
-        Of `predict_band`, around this needle. A chart has none.
+        Of `predict_band`, around this needle. Every computed zone needs one (tier 2 that of tier 1); a chart has none.
     """
 
     zone: Zone
@@ -226,13 +223,24 @@ def _root(covariance: Array | None) -> Array:
 
 
 class _Model:
-    """Margins at points as a function of standard normal errors: seven of the surface, the zone's, then the poses'."""
+    """Margins at points as a function of standard normal errors: seven of the surface, the zones', the poses'."""
 
     def __init__(self, points: Array, samples: ChanceSamples, zones: Sequence[UncertainZone]) -> None:
+        if not zones:
+            raise ValueError("there is no zone")
+        for one in zones:
+            chart = isinstance(one.zone, EllipsoidZone)
+            if isinstance(one.zone, ZoneUnion):
+                raise ValueError("a union: give its zones, each with what is not known of it")
+            if chart == (one.band is not None):
+                what = (
+                    "a chart has no band" if chart else "a computed zone needs its band: without it, it is not certain"
+                )
+                raise ValueError(f"zone of tier {one.zone.tier}: {what}")
         self.points, self.zones = points, zones
         bands = [z.band.modes_mm.shape[0] for z in zones if z.band is not None]
-        self._first_pose = 7 + max(bands, default=0)
-        self.errors = self._first_pose + 6 * len(zones)
+        self._own = 7 + max(bands, default=0)
+        self.errors = self._own + 6 * len(zones)
         if self.errors > samples.draws.shape[1]:
             raise ValueError(f"{len(zones)} zones: too many to draw their errors")
         self._draws = samples.draws[:, : self.errors]
@@ -249,19 +257,20 @@ class _Model:
             slope[:, 6] = samples.patch_sigma_mm
             if root.any():
                 both = _moved_margins(points, one, np.concatenate([0.5 * root.T, -0.5 * root.T]))
-                slope[:, at] = both[:, :6] - both[:, 6:]
+                with np.errstate(invalid="ignore"):  # of a zone that is empty
+                    slope[:, at] = both[:, :6] - both[:, 6:]
             if one.band is not None:
                 modes = _modes_at(points, one.band, one.ras_from_tip)
                 slope[:, 7 : 7 + modes.shape[1]] = modes
             margins.append(margin)
-            slopes.append(slope)
+            slopes.append(np.where(np.isfinite(slope), slope, 0.0))
         self.needles = margins
         self.slopes = np.stack(slopes)
         self._leader = np.argmax(margins, axis=0)
         self.margins = np.max(margins, axis=0)
 
     def _pose(self, zone: int) -> slice:
-        return slice(self._first_pose + 6 * zone, self._first_pose + 6 * zone + 6)
+        return slice(self._own + 6 * zone, self._own + 6 * zone + 6)
 
     def slopes_now(self) -> Array:
         """(points, errors) what one sigma of every error changes."""
@@ -284,7 +293,7 @@ class _Model:
         best = leader = None
         points, slopes = self.points[some], self.slopes[:, some]
         rates = slopes @ direction
-        own = slice(self._first_pose)
+        own = slice(self._own)
         for i, (one, root) in enumerate(zip(self.zones, self._roots, strict=True)):
             margins = _product(slopes[i, :, own], self._draws[:, own].T)
             if root.any():
@@ -329,10 +338,8 @@ def margin_chance(samples: ChanceSamples, zones: Sequence[UncertainZone], worst_
     Raises
     ------
     ValueError
-        No zone; a covariance that is none.
+        No zone; a computed zone without its band, or a chart with one; a covariance that is none.
     """
-    if not zones:
-        raise ValueError("there is no zone")
     worst = np.asarray(worst_point_ras, dtype=np.float64)
     points = np.concatenate([worst[None], samples.points_ras])
     charts = [isinstance(z.zone, EllipsoidZone) for z in zones]
@@ -351,17 +358,12 @@ def margin_chance(samples: ChanceSamples, zones: Sequence[UncertainZone], worst_
     margins, rates = model.drawn(model.may_be_worst(slopes), direction)
     here = model.along(direction)
     lines = _Lines(margins, rates, here)
-    mean, sigma = lines.smallest()
-    # That of a normal distribution first, then two steps on the scale where one is a line.
-    five = mean - _Z95 * sigma
-    for _ in range(2):
-        share = lines.share(five)
-        five += sigma * float(np.clip(ndtri(np.clip(share, 1e-6, 1.0 - 1e-6)) - _Z95, -1.0, 1.0))
+    smallest = lines.smallest()
     return MarginChance(
         p_ge5=lines.share(WANTED_MM),
         p_ge5_worst=_Lines(margins[:1], rates[:1], here).share(WANTED_MM),
-        sigma_mm=sigma,
-        at_least_mm=five,
+        sigma_mm=float(np.std(smallest)),
+        at_least_mm=float(np.quantile(smallest, 0.05)),
         of_chart=any(charts),
         basis=basis,
     )
@@ -391,11 +393,11 @@ class _Lines:
     def _side(margins: Array, slow: Array, otherwise: Array | float = 0.0) -> tuple[Array, Array]:
         return slow, otherwise - margins * slow
 
-    def smallest(self) -> tuple[float, float]:
-        """Mean and standard deviation of the smallest margin, by quadrature along the lines."""
-        found = np.array([(self._margins + (t - self._here) * self._rates).min(axis=0) for t in _NODES])
-        mean = float(_WEIGHTS @ found.mean(axis=1))
-        return mean, math.sqrt(float(_WEIGHTS @ ((found - mean) ** 2).mean(axis=1)))
+    def smallest(self) -> Array:
+        """(strata, draws) smallest margin on every line, at a point in each of equal shares of its probability."""
+        share = np.modf(0.5 * (math.sqrt(5.0) - 1.0) * np.arange(1, len(self._here) + 1))[0]
+        nodes = ndtri((np.arange(_STRATA)[:, None] + share) / _STRATA)
+        return np.array([(self._margins + (t - self._here) * self._rates).min(axis=0) for t in nodes])
 
     def share(self, wanted_mm: float) -> float:
         """Over all lines."""
@@ -419,8 +421,6 @@ def point_chances(points_ras: ArrayLike, samples: ChanceSamples, zones: Sequence
 
     To first order in the errors, each point by itself: their smallest is no bound of the chance that all have it.
     """
-    if not zones:
-        raise ValueError("there is no zone")
     points = np.ascontiguousarray(points_ras, dtype=np.float64)
     model = _Model(points, samples, zones)
     sigma = np.linalg.norm(model.slopes_now(), axis=1)

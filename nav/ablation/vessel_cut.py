@@ -43,6 +43,8 @@ _CELL_MM, _WALL_MM = 1.0, 2.0
 _REACH_MM = float(_DISTANCE_MM[-1]) - _TUBE_RADIUS_MM
 #: What the planes left out may still cut, mm, is taken off; and so many are kept at most.
 _SLACK_MM, _MOST_CUTS = 0.25, 12
+#: And this for what may cut between the directions in which planes are compared.
+_BETWEEN_MM = 0.2
 
 _RULE = "drawn in towards vessels by an empirical rule (Ringe 2015, ex vivo)"
 _NONE_NEAR = "no vessel of 3 mm near enough to draw it in"
@@ -190,9 +192,8 @@ def cut_zone(zone: NeedleZone, walls: VesselWalls, modality: str) -> NeedleZone:
     normals, heights = cut_planes(shape, (points - pose.translation) @ pose.rotation, walls.depth_mm)
     kept, slack = _deepest(shape, normals, heights)
     ras = normals[kept] @ pose.rotation.T
-    return replace(
-        zone, cut=VesselCut(points[kept], ras, heights[kept] + ras @ pose.translation, walls.depth_mm, slack)
-    )
+    cut = VesselCut(points[kept], ras, heights[kept] + ras @ pose.translation, walls.depth_mm, slack)
+    return replace(zone, cut=cut, basis=f"{zone.basis}; {_RULE if len(kept) else _NONE_NEAR}")
 
 
 def _deepest(shape: NeedleShape, normals: Array, heights: Array) -> tuple[NDArray[np.intp], float]:
@@ -208,14 +209,20 @@ def _deepest(shape: NeedleShape, normals: Array, heights: Array) -> tuple[NDArra
     sort = np.argsort(angles, kind="stable")
     reach = np.interp(np.arccos(_DIRECTIONS[:, 2]), angles[sort], np.hypot(z, r)[sort])
     along, room = _DIRECTIONS @ n.T, h - n @ centre  # room below 0: the plane takes the centre away
+    left_out = 0.0
     while True:
         depth = (reach[:, None] * along).max(axis=0) - room
+        # What cuts hardly deeper than the kept ones never will again: what they leave only shrinks.
+        still = depth > 0.5 * _SLACK_MM
+        left_out = max(left_out, float(depth[~still].max(initial=0.0)))
+        cutting, along, room, depth = cutting[still], along[:, still], room[still], depth[still]
+        deepest = float(depth.max(initial=0.0))
+        if deepest <= _SLACK_MM or len(kept) == _MOST_CUTS:
+            return np.array(kept, dtype=np.intp), max(left_out, deepest) + _BETWEEN_MM
         which = int(np.argmax(depth))
-        if depth[which] <= _SLACK_MM or len(kept) == _MOST_CUTS:
-            return cutting[kept], max(float(depth[which]), 0.0)
-        kept.append(which)
+        kept.append(int(cutting[which]))
         a = along[:, which]
-        ends = np.where(a > 0.0, max(room[which], 0.0) / np.where(a > 0.0, a, 1.0), np.inf)
+        ends = np.where(a > 0.0, max(float(room[which]), 0.0) / np.where(a > 0.0, a, 1.0), np.inf)
         reach = np.minimum(reach, ends)
 
 
@@ -228,4 +235,4 @@ def _sphere(count: int) -> Array:
 
 
 #: From the zone's middle, where planes are compared.
-_DIRECTIONS = _sphere(96)
+_DIRECTIONS = _sphere(256)
