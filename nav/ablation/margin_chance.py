@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri
 
 from nav.ablation.margin import compute_margin, surface_margins_mm, table_margins_mm
+from nav.ablation.products import small_product
 from nav.ablation.tumour import TumourModel, thinned
 from nav.ablation.vessel_cut import cut_planes
 from nav.ablation.zone import EllipsoidZone, MarginChance, MarginResult, NeedleZone, Zone, ZoneUnion
@@ -52,8 +53,6 @@ _POINTS, _DRAWS = 250, 128
 _MOST_ERRORS = 96
 #: To first order, a point this much better than the worst one of a draw may still be it, mm.
 _NEARLY_MM = 0.5
-#: Multiplications in one call of the linear algebra library that keep it on one thread.
-_MOST_PRODUCTS = 200_000
 #: Slower than this, mm per sigma, a margin stands still.
 _STILL = 1e-9
 #: Points on each line for the spread of the smallest margin.
@@ -188,7 +187,7 @@ def _moved_margins(points: Array, one: UncertainZone, poses: Array) -> Array:
 
     def moved(some: Array) -> Array:
         arms = np.concatenate([some - tip, np.ones((len(some), 1))], axis=1)
-        return _product(arms, right).reshape(len(some), len(poses), 3)
+        return small_product(arms, right).reshape(len(some), len(poses), 3)
 
     zone = one.zone
     seen = moved(points)
@@ -282,7 +281,7 @@ class _Model:
 
     def may_be_worst(self, slopes: Array) -> NDArray[np.intp]:
         """Points which are nearly the worst in a draw, to first order; always the first one."""
-        linear = _product(slopes, self._draws.T)
+        linear = small_product(slopes, self._draws.T)
         linear += self.margins[:, None]
         near = (linear - linear.min(axis=0)).min(axis=1) <= _NEARLY_MM
         near[0] = True
@@ -295,7 +294,7 @@ class _Model:
         rates = slopes @ direction
         own = slice(self._own)
         for i, (one, root) in enumerate(zip(self.zones, self._roots, strict=True)):
-            margins = _product(slopes[i, :, own], self._draws[:, own].T)
+            margins = small_product(slopes[i, :, own], self._draws[:, own].T)
             if root.any():
                 margins += _moved_margins(points, one, self._draws[:, self._pose(i)] @ root.T)
             else:
@@ -308,15 +307,6 @@ class _Model:
         assert best is not None
         assert leader is not None
         return best, leader
-
-
-def _product(left: Array, right: Array) -> Array:
-    """``left @ right`` in pieces too small for the library's threads, which are slower here than the work itself."""
-    out = np.empty((len(left), right.shape[1]))
-    step = max(_MOST_PRODUCTS // right.size, 1)
-    for start in range(0, len(left), step):
-        np.matmul(left[start : start + step], right, out=out[start : start + step])
-    return out
 
 
 def margin_chance(samples: ChanceSamples, zones: Sequence[UncertainZone], worst_point_ras: ArrayLike) -> MarginChance:

@@ -26,6 +26,7 @@ from scipy.spatial import cKDTree
 
 from nav.ablation.needle_zone import NeedleShape
 from nav.ablation.prediction import wide_vessels
+from nav.ablation.products import small_product
 from nav.ablation.tumour import thinned
 from nav.ablation.zone import NeedleZone, VesselCut
 from nav.geometry.volume import Volume
@@ -43,8 +44,8 @@ _CELL_MM, _WALL_MM = 1.0, 2.0
 _REACH_MM = float(_DISTANCE_MM[-1]) - _TUBE_RADIUS_MM
 #: What the planes left out may still cut, mm, is taken off; and so many are kept at most.
 _SLACK_MM, _MOST_CUTS = 0.25, 12
-#: And this for what may cut between the directions in which planes are compared.
-_BETWEEN_MM = 0.2
+#: So much a plane may cut unseen between coarse directions, and between fine ones; the latter is taken off.
+_NEARLY_MM, _BETWEEN_MM = 1.5, 0.1
 
 _RULE = "drawn in towards vessels by an empirical rule (Ringe 2015, ex vivo)"
 _NONE_NEAR = "no vessel of 3 mm near enough to draw it in"
@@ -200,15 +201,30 @@ def _deepest(shape: NeedleShape, normals: Array, heights: Array) -> tuple[NDArra
     """The planes that matter, one after the other that which still cuts deepest; and how deep the rest may cut."""
     cutting = np.flatnonzero(np.isfinite(heights))
     kept: list[int] = []
-    if not len(cutting):
-        return np.array(kept, dtype=np.intp), 0.0
-    n, h = normals[cutting], heights[cutting]
     centre = np.array([0.0, 0.0, shape.centre_z_mm])
     z, r = shape.outline_mm[:, 0] - shape.centre_z_mm, shape.outline_mm[:, 1]
     angles = np.arctan2(r, z)
     sort = np.argsort(angles, kind="stable")
-    reach = np.interp(np.arccos(_DIRECTIONS[:, 2]), angles[sort], np.hypot(z, r)[sort])
-    along, room = _DIRECTIONS @ n.T, h - n @ centre  # room below 0: the plane takes the centre away
+
+    def reach_of(directions: Array) -> Array:
+        return np.asarray(np.interp(np.arccos(directions[:, 2]), angles[sort], np.hypot(z, r)[sort]))
+
+    def towards(directions: Array, planes: NDArray[np.intp]) -> tuple[Array, Array, Array]:
+        """How far along each direction the zone reaches, each plane's normal, and what room the plane leaves."""
+        return (
+            reach_of(directions),
+            small_product(directions, normals[planes].T),
+            heights[planes] - normals[planes] @ centre,
+        )
+
+    # Coarsely, which planes cut at all; then only directions in which one does.
+    reach, along, room = towards(_COARSE, cutting)
+    cutting = cutting[((reach[:, None] * along).max(axis=0) > room - _NEARLY_MM)]
+    reach, along, room = towards(_FINE, cutting)
+    some = (reach[:, None] * along > room).any(axis=1)
+    if not some.any():
+        return np.array(kept, dtype=np.intp), 0.0
+    reach, along = reach[some], along[some]
     left_out = 0.0
     while True:
         depth = (reach[:, None] * along).max(axis=0) - room
@@ -234,5 +250,5 @@ def _sphere(count: int) -> Array:
     return np.stack([r * np.cos(turn), r * np.sin(turn), z], axis=1)
 
 
-#: From the zone's middle, where planes are compared.
-_DIRECTIONS = _sphere(256)
+#: From the zone's middle, where planes are compared: coarsely, and 9 degrees apart.
+_COARSE, _FINE = _sphere(128), _sphere(512)
