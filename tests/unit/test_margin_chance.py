@@ -19,10 +19,11 @@ from nav.ablation.margin_chance import (
     margin_chance,
     margin_with_chance,
     point_chances,
+    pose_covariance,
     prepare_chance,
 )
 from nav.ablation.needle_zone import NeedleShape, shape_of_distance
-from nav.ablation.prediction import Band
+from nav.ablation.prediction import Band, box_zone
 from nav.ablation.sources import NeedleGrid
 from nav.ablation.tumour import TumourModel
 from nav.ablation.vessel_cut import cut_zone, vessel_walls
@@ -82,7 +83,7 @@ def test_concentric_balls_with_an_uncertain_tip(radius: float, sigma: float) -> 
 
 def test_a_turn_moves_the_zone_by_its_arm() -> None:
     tip, sigma = CENTRE + np.array([0.0, 0.0, 30.0]), math.radians(2.0)
-    turn = UncertainZone(zone(CENTRE, 17.0, 17.0), pose(tip), np.diag([0.0] * 3 + [sigma**2] * 3))
+    turn = UncertainZone(zone(CENTRE, 17.0, 17.0), pose(tip), pose_covariance(np.zeros((3, 3)), math.degrees(sigma)))
     across = UncertainZone(zone(CENTRE, 17.0, 17.0), pose(tip), np.diag([(30.0 * sigma) ** 2] * 2 + [0.0] * 4))
     worst = CENTRE + np.array([10.0, 0.0, 0.0])
     one, other = (margin_chance(sphere_samples(10.0), [u], worst) for u in (turn, across))
@@ -152,6 +153,28 @@ def test_a_plain_monte_carlo_agrees(beside_a_vessel: bool) -> None:
     assert chance.at_least_mm == pytest.approx(float(np.quantile(drawn, 0.05)), abs=0.35)
     assert got.sigma_mm == chance.sigma_mm
     assert got.min_margin_mm == compute_margin(model, one.zone).min_margin_mm
+
+
+def test_a_zone_in_a_box_moves_with_its_needle() -> None:
+    """Tier 2 with the band of tier 1: the same ball has the same chance."""
+    shape, at = ball_shape(17.0), pose(CENTRE)
+    needle = NeedleZone(at, shape, "", 0.0, 0.0, "", "")
+    matrix = np.eye(4)
+    matrix[:3, 3] = CENTRE - 22.0
+    grid = Volume.of(np.zeros((45, 45, 45), np.float32), matrix)
+    level = 17.0 - np.linalg.norm(grid.voxels_ras() - CENTRE, axis=1)
+    box = box_zone(Volume.of(level.reshape(45, 45, 45).astype(np.float32), matrix), at.rotation[:, 2], "", "")
+    model = TumourModel.from_mask(ball(8.0, (1.5, 1.5, 1.5)))
+    samples = prepare_chance(model, points=100)
+    one, two = (
+        margin_with_chance(model, samples, [UncertainZone(z, at, shift(2.5), band_of(shape, 1.0))]).chance
+        for z in (needle, box)
+    )
+    assert one is not None
+    assert two is not None
+    assert 0.2 < one.p_ge5 < 0.8
+    assert two.p_ge5 == pytest.approx(one.p_ge5, abs=0.03)
+    assert two.sigma_mm == pytest.approx(one.sigma_mm, rel=0.05)
 
 
 def test_zones_of_a_union_err_each_by_itself() -> None:
