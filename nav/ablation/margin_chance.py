@@ -54,6 +54,8 @@ _POINTS, _DRAWS = 250, 128
 _MOST_ERRORS = 96
 #: To first order, a point this much better than the worst one of a draw may still be it, mm.
 _NEARLY_MM = 0.5
+#: How many sigma away the bend of a margin is looked at.
+_FAR = 1.5
 #: Slower than this, mm per sigma, a margin stands still.
 _STILL = 1e-9
 #: Points on each line for the spread of the smallest margin.
@@ -300,9 +302,21 @@ class _Model:
         near[0] = True
         return np.flatnonzero(near)
 
-    def drawn(self, some: NDArray[np.intp], direction: Array) -> tuple[Array, Array]:
-        """(points, draws) margins of some points, and how fast each grows along a direction of the errors."""
-        best = leader = None
+    def _bends(self, some: NDArray[np.intp], direction: Array) -> Array:
+        """(zones, points) second derivative of margins along a direction of the errors: a turned or shifted surface."""
+        out = np.zeros((len(self.zones), len(some)))
+        for i, (one, root) in enumerate(zip(self.zones, self._roots, strict=True)):
+            if root.any():
+                pose = _FAR * root @ direction[self._pose(i)]
+                found = _moved_margins(self.points[some], one, np.stack([pose, -pose, 0.0 * pose]))
+                if np.isfinite(found).all():
+                    out[i] = (found[:, 0] + found[:, 1] - 2.0 * found[:, 2]) / _FAR**2
+        return out
+
+    def drawn(self, some: NDArray[np.intp], direction: Array) -> tuple[Array, Array, Array]:
+        """(points, draws) margins of some points, how fast each grows along a direction of the errors, and its bend."""
+        best = leader = bend = None
+        bends = self._bends(some, direction)
         points, slopes = self.points[some], self.slopes[:, some]
         rates = slopes @ direction
         own = slice(self._own)
@@ -312,14 +326,16 @@ class _Model:
                 margins += _moved_margins(points, one, self._draws[:, self._pose(i)] @ root.T)
             else:
                 margins += self.needles[i][some, None]
-            if best is None or leader is None:
-                best, leader = margins, rates[i][:, None]
+            if best is None or leader is None or bend is None:
+                best, leader, bend = margins, rates[i][:, None], bends[i][:, None]
             else:
-                leader = np.where(margins > best, rates[i][:, None], leader)
+                better = margins > best
+                leader, bend = np.where(better, rates[i][:, None], leader), np.where(better, bends[i][:, None], bend)
                 best = np.maximum(best, margins)
         assert best is not None
         assert leader is not None
-        return best, leader
+        assert bend is not None
+        return best, leader, bend
 
 
 def margin_chance(samples: ChanceSamples, zones: Sequence[UncertainZone], worst_point_ras: ArrayLike) -> MarginChance:
@@ -358,10 +374,14 @@ def margin_chance(samples: ChanceSamples, zones: Sequence[UncertainZone], worst_
         surely = float(model.margins.min() >= WANTED_MM)
         return MarginChance(surely, surely, 0.0, float(model.margins.min()), any(charts), basis)
     direction = slope / sigma
-    margins, rates = model.drawn(model.may_be_worst(slopes), direction)
+    some = model.may_be_worst(slopes)
+    margins, rates, bends = model.drawn(some, direction)
     here = model.along(direction)
+    smallest = _smallest(margins, rates, bends, here)
+    # Lines are straight where each point loses its margin, as far as that is known beforehand.
+    there = np.clip((WANTED_MM - model.margins[some, None]) / _not_still(rates), -3.0, 3.0)
+    margins, rates = margins - 0.5 * bends * (here - there) ** 2, rates + bends * there
     lines = _Lines(margins, rates, here)
-    smallest = lines.smallest()
     return MarginChance(
         p_ge5=lines.share(WANTED_MM),
         p_ge5_worst=_Lines(margins[:1], rates[:1], here).share(WANTED_MM),
@@ -381,8 +401,8 @@ class _Lines:
 
     def __init__(self, margins: Array, rates: Array, here: Array) -> None:
         # A margin that does not change there forbids the line, or nothing.
-        slow = 1.0 / np.where(np.abs(rates) < _STILL, _STILL, rates)
-        self._margins, self._rates, self._here = margins, rates, here
+        slow = 1.0 / _not_still(rates)
+        self._here = here
         if rates.shape[1] == 1:  # every point belongs to one side of the intervals
             up = slow[:, 0] > 0.0
             self._low = self._side(margins[up], slow[up])
@@ -396,18 +416,23 @@ class _Lines:
     def _side(margins: Array, slow: Array, otherwise: Array | float = 0.0) -> tuple[Array, Array]:
         return slow, otherwise - margins * slow
 
-    def smallest(self) -> Array:
-        """(strata, draws) smallest margin on every line, at a point in each of equal shares of its probability."""
-        share = np.modf(0.5 * (math.sqrt(5.0) - 1.0) * np.arange(1, len(self._here) + 1))[0]
-        nodes = ndtri((np.arange(_STRATA)[:, None] + share) / _STRATA)
-        return np.array([(self._margins + (t - self._here) * self._rates).min(axis=0) for t in nodes])
-
     def share(self, wanted_mm: float) -> float:
         """Over all lines."""
         low, high = (wanted_mm * slow + start for slow, start in (self._low, self._high))
         first = self._here + low.max(axis=0, initial=-np.inf)
         last = self._here + high.min(axis=0, initial=np.inf)
         return float(np.maximum(ndtr(last) - ndtr(first), 0.0).mean())
+
+
+def _not_still(rates: Array) -> Array:
+    return np.where(np.abs(rates) < _STILL, _STILL, rates)
+
+
+def _smallest(margins: Array, rates: Array, bends: Array, here: Array) -> Array:
+    """(strata, draws) smallest margin on every line, at a point in each of equal shares of its probability."""
+    share = np.modf(0.5 * (math.sqrt(5.0) - 1.0) * np.arange(1, len(here) + 1))[0]
+    nodes = ndtri((np.arange(_STRATA)[:, None] + share) / _STRATA)
+    return np.array([(margins + (t - here) * (rates + 0.5 * bends * (t + here))).min(axis=0) for t in nodes])
 
 
 def _basis(zones: Sequence[UncertainZone]) -> str:
