@@ -56,6 +56,8 @@ _MOST_ERRORS = 96
 _NEARLY_MM = 0.5
 #: How many sigma away the bend of a margin is looked at.
 _FAR = 1.5
+#: Farther along a line, in sigma, it is taken as straight.
+_FARTHEST = 4.0
 #: Slower than this, mm per sigma, a margin stands still.
 _STILL = 1e-9
 #: Points on each line for the spread of the smallest margin.
@@ -195,9 +197,10 @@ def _moved_margins(points: Array, one: UncertainZone, poses: Array) -> Array:
     """
     tip = one.ras_from_tip.translation
     r, p, q, w, x, y = poses.T
-    e = np.ones_like(w)
-    # One product for all: (arm, 1) times rows of (identity less the rotation's matrix, tip less shift).
-    back = np.array([[e, -y, x], [y, e, -w], [-x, w, e], [tip[0] - r, tip[1] - p, tip[2] - q]])
+    # One product for all: (arm, 1) times rows of (rotation back, to second order; tip less shift).
+    a, b, c = 1.0 - 0.5 * (x * x + y * y), 1.0 - 0.5 * (w * w + y * y), 1.0 - 0.5 * (w * w + x * x)
+    f, g, h = 0.5 * w * x, 0.5 * w * y, 0.5 * x * y
+    back = np.array([[a, f - y, g + x], [f + y, b, h - w], [g - x, h + w, c], [tip[0] - r, tip[1] - p, tip[2] - q]])
     right = np.ascontiguousarray(back.transpose(0, 2, 1)).reshape(4, -1)
 
     def moved(some: Array) -> Array:
@@ -378,13 +381,9 @@ def margin_chance(samples: ChanceSamples, zones: Sequence[UncertainZone], worst_
     margins, rates, bends = model.drawn(some, direction)
     here = model.along(direction)
     smallest = _smallest(margins, rates, bends, here)
-    # Lines are straight where each point loses its margin, as far as that is known beforehand.
-    there = np.clip((WANTED_MM - model.margins[some, None]) / _not_still(rates), -3.0, 3.0)
-    margins, rates = margins - 0.5 * bends * (here - there) ** 2, rates + bends * there
-    lines = _Lines(margins, rates, here)
     return MarginChance(
-        p_ge5=lines.share(WANTED_MM),
-        p_ge5_worst=_Lines(margins[:1], rates[:1], here).share(WANTED_MM),
+        p_ge5=_share(margins, rates, bends, here),
+        p_ge5_worst=_share(margins[:1], rates[:1], bends[:1], here),
         sigma_mm=float(np.std(smallest)),
         at_least_mm=float(np.quantile(smallest, 0.05)),
         of_chart=any(charts),
@@ -392,36 +391,22 @@ def margin_chance(samples: ChanceSamples, zones: Sequence[UncertainZone], worst_
     )
 
 
-class _Lines:
-    """Lines through the draws, along one direction: how likely every margin is large enough on each.
+def _share(margins: Array, rates: Array, bends: Array, here: Array) -> float:
+    """Share of the lines through the draws, along one direction, on which every margin is large enough.
 
     A line is the draw moved along the direction, from where it is (``here``) to wherever; margins change along it at
-    ``rates``. Where all are large enough is an interval of it.
+    ``rates``, which change by ``bends``. Where all are large enough is an interval of it.
     """
-
-    def __init__(self, margins: Array, rates: Array, here: Array) -> None:
-        # A margin that does not change there forbids the line, or nothing.
-        slow = 1.0 / _not_still(rates)
-        self._here = here
-        if rates.shape[1] == 1:  # every point belongs to one side of the intervals
-            up = slow[:, 0] > 0.0
-            self._low = self._side(margins[up], slow[up])
-            self._high = self._side(margins[~up], slow[~up])
-        else:
-            up = slow > 0.0
-            self._low = self._side(margins, np.where(up, slow, 0.0), np.where(up, 0.0, -np.inf))
-            self._high = self._side(margins, np.where(up, 0.0, slow), np.where(up, np.inf, 0.0))
-
-    @staticmethod
-    def _side(margins: Array, slow: Array, otherwise: Array | float = 0.0) -> tuple[Array, Array]:
-        return slow, otherwise - margins * slow
-
-    def share(self, wanted_mm: float) -> float:
-        """Over all lines."""
-        low, high = (wanted_mm * slow + start for slow, start in (self._low, self._high))
-        first = self._here + low.max(axis=0, initial=-np.inf)
-        last = self._here + high.min(axis=0, initial=np.inf)
-        return float(np.maximum(ndtr(last) - ndtr(first), 0.0).mean())
+    # A margin that does not change there forbids the line, or nothing.
+    straight = here + (WANTED_MM - margins) / _not_still(rates)
+    near = np.clip(straight, -_FARTHEST, _FARTHEST)
+    there = rates + bends * near
+    value = margins + (near - here) * (rates + 0.5 * bends * (near + here))
+    at = np.where(there * rates > 0.0, near + (WANTED_MM - value) / _not_still(there), straight)
+    grows = _not_still(rates) > 0.0
+    first = np.where(grows, at, -np.inf).max(axis=0)
+    last = np.where(grows, np.inf, at).min(axis=0)
+    return float(np.maximum(ndtr(last) - ndtr(first), 0.0).mean())
 
 
 def _not_still(rates: Array) -> Array:
