@@ -48,7 +48,7 @@ Array = NDArray[np.float64]
 
 #: The margin asked for.
 WANTED_MM = 5.0
-#: Points of the surface and draws: enough for 0.03 of probability, few enough for every pose.
+#: Points of the surface and draws: enough for 0.04 of probability, few enough for every pose.
 _POINTS, _DRAWS = 250, 128
 #: Errors that can be drawn: 7 of the surface, 6 of each needle's pose, those of the zone.
 _MOST_ERRORS = 96
