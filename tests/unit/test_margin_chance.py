@@ -74,7 +74,7 @@ def test_concentric_balls_with_an_uncertain_tip(radius: float, sigma: float) -> 
     # Alike in all directions, this is the hardest case for few draws.
     assert chance.p_ge5 == pytest.approx(stats.chi(3).cdf((free - 5.0) / sigma), abs=0.045)
     assert chance.sigma_mm == pytest.approx(stats.chi(3).std() * sigma, rel=0.13)
-    assert chance.at_least_mm == pytest.approx(free - stats.chi(3).ppf(0.95) * sigma, abs=0.2 * sigma)
+    assert chance.at_least_mm == pytest.approx(free - stats.chi(3).ppf(0.95) * sigma, abs=0.25 * sigma)
     # One point alone has it far more often: its chance is no stand-in for that of the surface.
     # (A shift across its direction costs s² / 20, on average sigma² / 10.)
     assert chance.p_ge5_worst == pytest.approx(stats.norm.cdf((free - 5.0 - 0.1 * sigma**2) / sigma), abs=0.02)
