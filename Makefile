@@ -8,7 +8,7 @@ BIN    := .venv/bin
 CHOSEN := $(if $(filter file default,$(origin PYTHON)),0,1)
 
 # Scripts named play_* are sources to play, not measurements.
-BENCHMARKS = $(filter-out benchmarks/play_%,$(wildcard benchmarks/*.py)) $(wildcard benchmarks/hud/run*.py) benchmarks/openigtlink/run.py benchmarks/openigtlink/codec.py $(addprefix benchmarks/registration/,rigid.py deformable.py multimodal.py slice.py ultrasound.py surface.py) $(addprefix benchmarks/ablation/,margin.py bioheat.py held_out.py published.py planning.py)
+BENCHMARKS = $(filter-out benchmarks/play_%,$(wildcard benchmarks/*.py)) $(wildcard benchmarks/hud/run*.py) benchmarks/openigtlink/run.py benchmarks/openigtlink/codec.py $(addprefix benchmarks/registration/,rigid.py deformable.py multimodal.py slice.py ultrasound.py surface.py) $(addprefix benchmarks/ablation/,margin.py bioheat.py held_out.py published.py planning.py margin_chance.py)
 
 .PHONY: help demo test test-compiled test-checked setup lint bench clean bits
 .DEFAULT_GOAL := help

@@ -30,7 +30,7 @@ Array = NDArray[np.float64]
 #: Between samples of the surface of a union.
 _SAMPLES_MM = 1.5
 #: Less deep than this in another zone, a surface still counts: two zones at one place shall not take away each other's.
-_TOUCH_MM = 0.2
+_TOUCH_MM = 0.1
 
 
 @njit(nogil=True, cache=True)
@@ -218,6 +218,8 @@ def surface_margins_mm(points_ras: ArrayLike, zone: Zone) -> Array:
         _surface_margins(
             points, _readonly(zone.centre_ras), _readonly(zone.axis_ras), zone.semi_long_mm, zone.semi_short_mm, out
         )
+    elif isinstance(zone, NeedleZone) and zone.shape.volume_ml == 0.0:
+        out[:] = np.where(np.isnan(points).any(axis=1), np.nan, -np.inf)
     elif isinstance(zone, NeedleZone):
         pose, grid = zone.ras_from_tip, zone.shape.grid
         table = _readonly(zone.shape.distance_mm)

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri
 
 from nav.ablation.margin import compute_margin, surface_margins_mm, table_margins_mm
+from nav.ablation.products import small_product
 from nav.ablation.tumour import TumourModel, thinned
 from nav.ablation.vessel_cut import cut_planes
 from nav.ablation.zone import EllipsoidZone, MarginChance, MarginResult, NeedleZone, Zone, ZoneUnion
@@ -39,6 +40,7 @@ __all__ = [
     "margin_chance",
     "margin_with_chance",
     "point_chances",
+    "pose_covariance",
     "prepare_chance",
 ]
 
@@ -46,21 +48,20 @@ Array = NDArray[np.float64]
 
 #: The margin asked for.
 WANTED_MM = 5.0
-#: Points of the surface and draws: enough for 0.03 of probability, few enough for every pose.
-_POINTS, _DRAWS = 320, 128
+#: Points of the surface and draws: enough for 0.04 of probability, few enough for every pose.
+_POINTS, _DRAWS = 250, 128
 #: Errors that can be drawn: 7 of the surface, 6 of each needle's pose, those of the zone.
 _MOST_ERRORS = 96
 #: To first order, a point this much better than the worst one of a draw may still be it, mm.
-_NEARLY_MM = 1.0
-#: Multiplications in one call of the linear algebra library that keep it on one thread.
-_MOST_PRODUCTS = 200_000
-#: Quantile of a one-sided 95 %.
-_Z95 = 1.6449
+_NEARLY_MM = 0.5
+#: How many sigma away the bend of a margin is looked at.
+_FAR = 1.5
+#: Farther along a line, in sigma, it is taken as straight.
+_FARTHEST = 4.0
 #: Slower than this, mm per sigma, a margin stands still.
 _STILL = 1e-9
-#: Gauss's quadrature over a normal distribution.
-_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(5)
-_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+#: Points on each line for the spread of the smallest margin.
+_STRATA = 4
 #: Half a step of the finite differences that give the direction to the zone's surface.
 _STEP_MM = 0.5
 
@@ -77,7 +78,7 @@ class UncertainZone:
     pose_covariance : (6, 6) float64, optional
         Of the tip (mm) and of a small rotation about the tip (rad), both along the axes of RAS.
     band : Band, optional
-        Of `predict_band`, around this needle. A chart has none.
+        Of `predict_band`, around this needle. Every computed zone needs one (tier 2 that of tier 1); a chart has none.
     """
 
     zone: Zone
@@ -105,6 +106,18 @@ class ChanceSamples:
     voxel_axes_mm: Array
     patch_sigma_mm: float
     draws: Array
+
+
+def pose_covariance(tip_covariance_mm2: ArrayLike, angle_sigma_deg: float) -> Array:
+    """(6, 6) pose covariance from that of the tip, (3, 3) mm² in RAS, and one sigma of the needle's direction.
+
+    Tip and direction are taken as independent. Behind a long lever they are not, but the zone lies within some
+    centimetres of the tip, and the lever's part in the tip's covariance is what moves it.
+    """
+    out = np.zeros((6, 6))
+    out[:3, :3] = tip_covariance_mm2
+    out[3:, 3:] = np.eye(3) * math.radians(angle_sigma_deg) ** 2
+    return out
 
 
 def prepare_chance(model: TumourModel, *, points: int = _POINTS, draws: int = _DRAWS) -> ChanceSamples:
@@ -184,14 +197,15 @@ def _moved_margins(points: Array, one: UncertainZone, poses: Array) -> Array:
     """
     tip = one.ras_from_tip.translation
     r, p, q, w, x, y = poses.T
-    e = np.ones_like(w)
-    # One product for all: (arm, 1) times rows of (identity less the rotation's matrix, tip less shift).
-    back = np.array([[e, -y, x], [y, e, -w], [-x, w, e], [tip[0] - r, tip[1] - p, tip[2] - q]])
+    # One product for all: (arm, 1) times rows of (rotation back, to second order; tip less shift).
+    a, b, c = 1.0 - 0.5 * (x * x + y * y), 1.0 - 0.5 * (w * w + y * y), 1.0 - 0.5 * (w * w + x * x)
+    f, g, h = 0.5 * w * x, 0.5 * w * y, 0.5 * x * y
+    back = np.array([[a, f - y, g + x], [f + y, b, h - w], [g - x, h + w, c], [tip[0] - r, tip[1] - p, tip[2] - q]])
     right = np.ascontiguousarray(back.transpose(0, 2, 1)).reshape(4, -1)
 
     def moved(some: Array) -> Array:
         arms = np.concatenate([some - tip, np.ones((len(some), 1))], axis=1)
-        return _product(arms, right).reshape(len(some), len(poses), 3)
+        return small_product(arms, right).reshape(len(some), len(poses), 3)
 
     zone = one.zone
     seen = moved(points)
@@ -226,13 +240,24 @@ def _root(covariance: Array | None) -> Array:
 
 
 class _Model:
-    """Margins at points as a function of standard normal errors: seven of the surface, the zone's, then the poses'."""
+    """Margins at points as a function of standard normal errors: seven of the surface, the zones', the poses'."""
 
     def __init__(self, points: Array, samples: ChanceSamples, zones: Sequence[UncertainZone]) -> None:
+        if not zones:
+            raise ValueError("there is no zone")
+        for one in zones:
+            chart = isinstance(one.zone, EllipsoidZone)
+            if isinstance(one.zone, ZoneUnion):
+                raise ValueError("a union: give its zones, each with what is not known of it")
+            if chart == (one.band is not None):
+                what = (
+                    "a chart has no band" if chart else "a computed zone needs its band: without it, it is not certain"
+                )
+                raise ValueError(f"zone of tier {one.zone.tier}: {what}")
         self.points, self.zones = points, zones
         bands = [z.band.modes_mm.shape[0] for z in zones if z.band is not None]
-        self._first_pose = 7 + max(bands, default=0)
-        self.errors = self._first_pose + 6 * len(zones)
+        self._own = 7 + max(bands, default=0)
+        self.errors = self._own + 6 * len(zones)
         if self.errors > samples.draws.shape[1]:
             raise ValueError(f"{len(zones)} zones: too many to draw their errors")
         self._draws = samples.draws[:, : self.errors]
@@ -249,19 +274,20 @@ class _Model:
             slope[:, 6] = samples.patch_sigma_mm
             if root.any():
                 both = _moved_margins(points, one, np.concatenate([0.5 * root.T, -0.5 * root.T]))
-                slope[:, at] = both[:, :6] - both[:, 6:]
+                with np.errstate(invalid="ignore"):  # of a zone that is empty
+                    slope[:, at] = both[:, :6] - both[:, 6:]
             if one.band is not None:
                 modes = _modes_at(points, one.band, one.ras_from_tip)
                 slope[:, 7 : 7 + modes.shape[1]] = modes
             margins.append(margin)
-            slopes.append(slope)
+            slopes.append(np.where(np.isfinite(slope), slope, 0.0))
         self.needles = margins
         self.slopes = np.stack(slopes)
         self._leader = np.argmax(margins, axis=0)
         self.margins = np.max(margins, axis=0)
 
     def _pose(self, zone: int) -> slice:
-        return slice(self._first_pose + 6 * zone, self._first_pose + 6 * zone + 6)
+        return slice(self._own + 6 * zone, self._own + 6 * zone + 6)
 
     def slopes_now(self) -> Array:
         """(points, errors) what one sigma of every error changes."""
@@ -273,41 +299,46 @@ class _Model:
 
     def may_be_worst(self, slopes: Array) -> NDArray[np.intp]:
         """Points which are nearly the worst in a draw, to first order; always the first one."""
-        linear = _product(slopes, self._draws.T)
+        linear = small_product(slopes, self._draws.T)
         linear += self.margins[:, None]
         near = (linear - linear.min(axis=0)).min(axis=1) <= _NEARLY_MM
         near[0] = True
         return np.flatnonzero(near)
 
-    def drawn(self, some: NDArray[np.intp], direction: Array) -> tuple[Array, Array]:
-        """(points, draws) margins of some points, and how fast each grows along a direction of the errors."""
-        best = leader = None
+    def _bends(self, some: NDArray[np.intp], direction: Array) -> Array:
+        """(zones, points) second derivative of margins along a direction of the errors: a turned or shifted surface."""
+        out = np.zeros((len(self.zones), len(some)))
+        for i, (one, root) in enumerate(zip(self.zones, self._roots, strict=True)):
+            if root.any():
+                pose = _FAR * root @ direction[self._pose(i)]
+                found = _moved_margins(self.points[some], one, np.stack([pose, -pose, 0.0 * pose]))
+                if np.isfinite(found).all():
+                    out[i] = (found[:, 0] + found[:, 1] - 2.0 * found[:, 2]) / _FAR**2
+        return out
+
+    def drawn(self, some: NDArray[np.intp], direction: Array) -> tuple[Array, Array, Array]:
+        """(points, draws) margins of some points, how fast each grows along a direction of the errors, and its bend."""
+        best = leader = bend = None
+        bends = self._bends(some, direction)
         points, slopes = self.points[some], self.slopes[:, some]
         rates = slopes @ direction
-        own = slice(self._first_pose)
+        own = slice(self._own)
         for i, (one, root) in enumerate(zip(self.zones, self._roots, strict=True)):
-            margins = _product(slopes[i, :, own], self._draws[:, own].T)
+            margins = small_product(slopes[i, :, own], self._draws[:, own].T)
             if root.any():
                 margins += _moved_margins(points, one, self._draws[:, self._pose(i)] @ root.T)
             else:
                 margins += self.needles[i][some, None]
-            if best is None or leader is None:
-                best, leader = margins, rates[i][:, None]
+            if best is None or leader is None or bend is None:
+                best, leader, bend = margins, rates[i][:, None], bends[i][:, None]
             else:
-                leader = np.where(margins > best, rates[i][:, None], leader)
+                better = margins > best
+                leader, bend = np.where(better, rates[i][:, None], leader), np.where(better, bends[i][:, None], bend)
                 best = np.maximum(best, margins)
         assert best is not None
         assert leader is not None
-        return best, leader
-
-
-def _product(left: Array, right: Array) -> Array:
-    """``left @ right`` in pieces too small for the library's threads, which are slower here than the work itself."""
-    out = np.empty((len(left), right.shape[1]))
-    step = max(_MOST_PRODUCTS // right.size, 1)
-    for start in range(0, len(left), step):
-        np.matmul(left[start : start + step], right, out=out[start : start + step])
-    return out
+        assert bend is not None
+        return best, leader, bend
 
 
 def margin_chance(samples: ChanceSamples, zones: Sequence[UncertainZone], worst_point_ras: ArrayLike) -> MarginChance:
@@ -329,10 +360,8 @@ def margin_chance(samples: ChanceSamples, zones: Sequence[UncertainZone], worst_
     Raises
     ------
     ValueError
-        No zone; a covariance that is none.
+        No zone; a computed zone without its band, or a chart with one; a covariance that is none.
     """
-    if not zones:
-        raise ValueError("there is no zone")
     worst = np.asarray(worst_point_ras, dtype=np.float64)
     points = np.concatenate([worst[None], samples.points_ras])
     charts = [isinstance(z.zone, EllipsoidZone) for z in zones]
@@ -348,61 +377,47 @@ def margin_chance(samples: ChanceSamples, zones: Sequence[UncertainZone], worst_
         surely = float(model.margins.min() >= WANTED_MM)
         return MarginChance(surely, surely, 0.0, float(model.margins.min()), any(charts), basis)
     direction = slope / sigma
-    margins, rates = model.drawn(model.may_be_worst(slopes), direction)
+    some = model.may_be_worst(slopes)
+    margins, rates, bends = model.drawn(some, direction)
     here = model.along(direction)
-    lines = _Lines(margins, rates, here)
-    mean, sigma = lines.smallest()
-    # That of a normal distribution first, then two steps on the scale where one is a line.
-    five = mean - _Z95 * sigma
-    for _ in range(2):
-        share = lines.share(five)
-        five += sigma * float(np.clip(ndtri(np.clip(share, 1e-6, 1.0 - 1e-6)) - _Z95, -1.0, 1.0))
+    smallest = _smallest(margins, rates, bends, here)
     return MarginChance(
-        p_ge5=lines.share(WANTED_MM),
-        p_ge5_worst=_Lines(margins[:1], rates[:1], here).share(WANTED_MM),
-        sigma_mm=sigma,
-        at_least_mm=five,
+        p_ge5=_share(margins, rates, bends, here),
+        p_ge5_worst=_share(margins[:1], rates[:1], bends[:1], here),
+        sigma_mm=float(np.std(smallest)),
+        at_least_mm=float(np.quantile(smallest, 0.05)),
         of_chart=any(charts),
         basis=basis,
     )
 
 
-class _Lines:
-    """Lines through the draws, along one direction: how likely every margin is large enough on each.
+def _share(margins: Array, rates: Array, bends: Array, here: Array) -> float:
+    """Share of the lines through the draws, along one direction, on which every margin is large enough.
 
     A line is the draw moved along the direction, from where it is (``here``) to wherever; margins change along it at
-    ``rates``. Where all are large enough is an interval of it.
+    ``rates``, which change by ``bends``. Where all are large enough is an interval of it.
     """
+    # A margin that does not change there forbids the line, or nothing.
+    straight = here + (WANTED_MM - margins) / _not_still(rates)
+    near = np.clip(straight, -_FARTHEST, _FARTHEST)
+    there = rates + bends * near
+    value = margins + (near - here) * (rates + 0.5 * bends * (near + here))
+    at = np.where(there * rates > 0.0, near + (WANTED_MM - value) / _not_still(there), straight)
+    grows = _not_still(rates) > 0.0
+    first = np.where(grows, at, -np.inf).max(axis=0)
+    last = np.where(grows, np.inf, at).min(axis=0)
+    return float(np.maximum(ndtr(last) - ndtr(first), 0.0).mean())
 
-    def __init__(self, margins: Array, rates: Array, here: Array) -> None:
-        # A margin that does not change there forbids the line, or nothing.
-        slow = 1.0 / np.where(np.abs(rates) < _STILL, _STILL, rates)
-        self._margins, self._rates, self._here = margins, rates, here
-        if rates.shape[1] == 1:  # every point belongs to one side of the intervals
-            up = slow[:, 0] > 0.0
-            self._low = self._side(margins[up], slow[up])
-            self._high = self._side(margins[~up], slow[~up])
-        else:
-            up = slow > 0.0
-            self._low = self._side(margins, np.where(up, slow, 0.0), np.where(up, 0.0, -np.inf))
-            self._high = self._side(margins, np.where(up, 0.0, slow), np.where(up, np.inf, 0.0))
 
-    @staticmethod
-    def _side(margins: Array, slow: Array, otherwise: Array | float = 0.0) -> tuple[Array, Array]:
-        return slow, otherwise - margins * slow
+def _not_still(rates: Array) -> Array:
+    return np.where(np.abs(rates) < _STILL, _STILL, rates)
 
-    def smallest(self) -> tuple[float, float]:
-        """Mean and standard deviation of the smallest margin, by quadrature along the lines."""
-        found = np.array([(self._margins + (t - self._here) * self._rates).min(axis=0) for t in _NODES])
-        mean = float(_WEIGHTS @ found.mean(axis=1))
-        return mean, math.sqrt(float(_WEIGHTS @ ((found - mean) ** 2).mean(axis=1)))
 
-    def share(self, wanted_mm: float) -> float:
-        """Over all lines."""
-        low, high = (wanted_mm * slow + start for slow, start in (self._low, self._high))
-        first = self._here + low.max(axis=0, initial=-np.inf)
-        last = self._here + high.min(axis=0, initial=np.inf)
-        return float(np.maximum(ndtr(last) - ndtr(first), 0.0).mean())
+def _smallest(margins: Array, rates: Array, bends: Array, here: Array) -> Array:
+    """(strata, draws) smallest margin on every line, at a point in each of equal shares of its probability."""
+    share = np.modf(0.5 * (math.sqrt(5.0) - 1.0) * np.arange(1, len(here) + 1))[0]
+    nodes = ndtri((np.arange(_STRATA)[:, None] + share) / _STRATA)
+    return np.array([(margins + (t - here) * (rates + 0.5 * bends * (t + here))).min(axis=0) for t in nodes])
 
 
 def _basis(zones: Sequence[UncertainZone]) -> str:
@@ -419,8 +434,6 @@ def point_chances(points_ras: ArrayLike, samples: ChanceSamples, zones: Sequence
 
     To first order in the errors, each point by itself: their smallest is no bound of the chance that all have it.
     """
-    if not zones:
-        raise ValueError("there is no zone")
     points = np.ascontiguousarray(points_ras, dtype=np.float64)
     model = _Model(points, samples, zones)
     sigma = np.linalg.norm(model.slopes_now(), axis=1)

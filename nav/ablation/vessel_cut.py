@@ -26,6 +26,7 @@ from scipy.spatial import cKDTree
 
 from nav.ablation.needle_zone import NeedleShape
 from nav.ablation.prediction import wide_vessels
+from nav.ablation.products import small_product
 from nav.ablation.tumour import thinned
 from nav.ablation.zone import NeedleZone, VesselCut
 from nav.geometry.volume import Volume
@@ -43,6 +44,8 @@ _CELL_MM, _WALL_MM = 1.0, 2.0
 _REACH_MM = float(_DISTANCE_MM[-1]) - _TUBE_RADIUS_MM
 #: What the planes left out may still cut, mm, is taken off; and so many are kept at most.
 _SLACK_MM, _MOST_CUTS = 0.25, 12
+#: So much a plane may cut unseen between coarse directions, and between fine ones; the latter is taken off.
+_NEARLY_MM, _BETWEEN_MM = 1.5, 0.1
 
 _RULE = "drawn in towards vessels by an empirical rule (Ringe 2015, ex vivo)"
 _NONE_NEAR = "no vessel of 3 mm near enough to draw it in"
@@ -195,32 +198,52 @@ def cut_zone(zone: NeedleZone, walls: VesselWalls, modality: str) -> NeedleZone:
     normals, heights = cut_planes(shape, (points - pose.translation) @ pose.rotation, walls.depth_mm)
     kept, slack = _deepest(shape, normals, heights)
     ras = normals[kept] @ pose.rotation.T
-    return replace(
-        zone, cut=VesselCut(points[kept], ras, heights[kept] + ras @ pose.translation, walls.depth_mm, slack)
-    )
+    cut = VesselCut(points[kept], ras, heights[kept] + ras @ pose.translation, walls.depth_mm, slack)
+    return replace(zone, cut=cut, basis=f"{zone.basis}; {_RULE if len(kept) else _NONE_NEAR}")
 
 
 def _deepest(shape: NeedleShape, normals: Array, heights: Array) -> tuple[NDArray[np.intp], float]:
     """The planes that matter, one after the other that which still cuts deepest; and how deep the rest may cut."""
     cutting = np.flatnonzero(np.isfinite(heights))
     kept: list[int] = []
-    if not len(cutting):
-        return np.array(kept, dtype=np.intp), 0.0
-    n, h = normals[cutting], heights[cutting]
     centre = np.array([0.0, 0.0, shape.centre_z_mm])
     z, r = shape.outline_mm[:, 0] - shape.centre_z_mm, shape.outline_mm[:, 1]
     angles = np.arctan2(r, z)
     sort = np.argsort(angles, kind="stable")
-    reach = np.interp(np.arccos(_DIRECTIONS[:, 2]), angles[sort], np.hypot(z, r)[sort])
-    along, room = _DIRECTIONS @ n.T, h - n @ centre  # room below 0: the plane takes the centre away
+
+    def reach_of(directions: Array) -> Array:
+        return np.asarray(np.interp(np.arccos(directions[:, 2]), angles[sort], np.hypot(z, r)[sort]))
+
+    def towards(directions: Array, planes: NDArray[np.intp]) -> tuple[Array, Array, Array]:
+        """How far along each direction the zone reaches, each plane's normal, and what room the plane leaves."""
+        return (
+            reach_of(directions),
+            small_product(directions, normals[planes].T),
+            heights[planes] - normals[planes] @ centre,
+        )
+
+    # Coarsely, which planes cut at all; then only directions in which one does.
+    reach, along, room = towards(_COARSE, cutting)
+    cutting = cutting[((reach[:, None] * along).max(axis=0) > room - _NEARLY_MM)]
+    reach, along, room = towards(_FINE, cutting)
+    some = (reach[:, None] * along > room).any(axis=1)
+    if not some.any():
+        return np.array(kept, dtype=np.intp), 0.0
+    reach, along = reach[some], along[some]
+    left_out = 0.0
     while True:
         depth = (reach[:, None] * along).max(axis=0) - room
+        # What cuts hardly deeper than the kept ones never will again: what they leave only shrinks.
+        still = depth > 0.5 * _SLACK_MM
+        left_out = max(left_out, float(depth[~still].max(initial=0.0)))
+        cutting, along, room, depth = cutting[still], along[:, still], room[still], depth[still]
+        deepest = float(depth.max(initial=0.0))
+        if deepest <= _SLACK_MM or len(kept) == _MOST_CUTS:
+            return np.array(kept, dtype=np.intp), max(left_out, deepest) + _BETWEEN_MM
         which = int(np.argmax(depth))
-        if depth[which] <= _SLACK_MM or len(kept) == _MOST_CUTS:
-            return cutting[kept], max(float(depth[which]), 0.0)
-        kept.append(which)
+        kept.append(int(cutting[which]))
         a = along[:, which]
-        ends = np.where(a > 0.0, max(room[which], 0.0) / np.where(a > 0.0, a, 1.0), np.inf)
+        ends = np.where(a > 0.0, max(float(room[which]), 0.0) / np.where(a > 0.0, a, 1.0), np.inf)
         reach = np.minimum(reach, ends)
 
 
@@ -232,5 +255,5 @@ def _sphere(count: int) -> Array:
     return np.stack([r * np.cos(turn), r * np.sin(turn), z], axis=1)
 
 
-#: From the zone's middle, where planes are compared.
-_DIRECTIONS = _sphere(96)
+#: From the zone's middle, where planes are compared: coarsely, and 9 degrees apart.
+_COARSE, _FINE = _sphere(128), _sphere(512)

@@ -58,11 +58,23 @@ def test_every_tier_writes_the_zone_it_tells_of(tmp_path: Path, capsys: pytest.C
     matrix[:3, 3] = (18.0, -30.0, 20.0)
     vessel = Volume.of(np.where(np.indices((50, 20, 5))[2] >= 0, 7, 0).astype(np.uint8), matrix)
     write_volume(tmp_path / "vessel.nrrd", vessel)
-    cooled = run(
-        capsys, *given, *place, "--tier", "2", "--out", str(tmp_path / "v.nrrd"),
-        "--vessel", str(tmp_path / "vessel.nrrd"), "--vessel-label", "7",
-    )  # fmt: skip
-    assert float(str(cooled["volume_ml"])) < 0.9 * float(str(reports[2]["volume_ml"]))
+    cooled = {
+        tier: run(
+            capsys, *given, *place, "--tier", str(tier), "--out", str(tmp_path / f"v{tier}.nrrd"),
+            "--vessel", str(tmp_path / "vessel.nrrd"), "--vessel-label", "7",
+        )
+        for tier in (1, 2)
+    }  # fmt: skip
+    assert float(str(cooled[2]["volume_ml"])) < 0.9 * float(str(reports[2]["volume_ml"]))
+    # The empirical rule leaves less than the heat computed in three dimensions, and says what it is.
+    assert float(str(cooled[1]["volume_ml"])) < float(str(cooled[2]["volume_ml"]))
+    assert volume_ml(tmp_path / "v1.nrrd") == pytest.approx(cooled[1]["volume_ml"], rel=0.03)
+    assert [cooled[1]["vessel_correction"], cooled[2]["vessel_correction"]] == ["empirical", "computed"]
+    assert reports[1]["vessel_correction"] is None
+    assert "empirical" in str(cooled[1]["basis"])
+    band = cooled[1]["band"]
+    assert isinstance(band, dict)
+    assert band["inner"]["volume_ml"] < float(str(cooled[1]["volume_ml"])) < band["outer"]["volume_ml"]
 
 
 def test_a_device_fitted_in_another_tissue_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,7 +108,7 @@ def test_a_frozen_zone_comes_with_what_is_surely_dead(tmp_path: Path, capsys: py
     [
         (["--power", "150", "--time", "300"], "45 to 100 W", ExitCode.CONFIGURATION),
         (["--power", "75", "--time", "300", "--tissue", "cheese"], "tissue 'cheese'", ExitCode.CONFIGURATION),
-        (["--power", "75", "--time", "300", "--vessel", "v.nrrd"], "only tier 2", ExitCode.USAGE),
+        (["--power", "75", "--time", "300", "--tier", "0", "--vessel", "v.nrrd"], "knows no vessels", ExitCode.USAGE),
         (["--power", "75", "--time", "300", "--tip=1,2,3"], "give both", ExitCode.USAGE),
         (["--power", "75", "--time", "300", "--tip=1,2,3", "--entry=1,2,3"], "at least 1 mm", ExitCode.USAGE),
         (["--power", "75", "--time", "300", "--tip-sigma-mm", "nan"], "0 or more", ExitCode.USAGE),
