@@ -40,7 +40,6 @@ __all__ = [
     "margin_chance",
     "margin_with_chance",
     "point_chances",
-    "pose_covariance",
     "prepare_chance",
 ]
 
@@ -106,18 +105,6 @@ class ChanceSamples:
     voxel_axes_mm: Array
     patch_sigma_mm: float
     draws: Array
-
-
-def pose_covariance(tip_covariance_mm2: ArrayLike, angle_sigma_deg: float) -> Array:
-    """(6, 6) pose covariance from that of the tip, (3, 3) mm² in RAS, and one sigma of the needle's direction.
-
-    Tip and direction are taken as independent. Behind a long lever they are not, but the zone lies within some
-    centimetres of the tip, and the lever's part in the tip's covariance is what moves it.
-    """
-    out = np.zeros((6, 6))
-    out[:3, :3] = tip_covariance_mm2
-    out[3:, 3:] = np.eye(3) * math.radians(angle_sigma_deg) ** 2
-    return out
 
 
 def prepare_chance(model: TumourModel, *, points: int = _POINTS, draws: int = _DRAWS) -> ChanceSamples:

@@ -11,15 +11,12 @@ import typer
 from nav.cli.errors import CommandError, ExitCode
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
     from nav.ablation.needle_zone import NeedleShape
     from nav.ablation.zone import BoxZone, EllipsoidZone, NeedleZone
 
     Zone = EllipsoidZone | NeedleZone | BoxZone
     from nav.geometry.rigid import Rigid
-    from nav.geometry.volume import Volume
 
 __all__ = ["HELP", "zone"]
 
@@ -83,6 +80,7 @@ def zone(
     )
     from nav.ablation.thermal import load_tissue
     from nav.ablation.vessel_cut import NoVesselRuleError, cut_zone, vessel_walls
+    from nav.ablation.zone_surface import zone_map
     from nav.cli.progress import Steps
     from nav.cli.registration_files import prepare, set_threads
     from nav.geometry.volume import Volume
@@ -181,16 +179,11 @@ def zone(
                 report["sure"] = {"celsius": SURE_C, **_numbers(part)}
                 sure = part
     with steps.step("Writing"):
-        grid = _grid(outer if outer is not None else placed, placed)
-        files = {"zone": out}
-        write_volume(out, _mask(placed, grid))
-        if inner is not None and outer is not None:
-            for name, other in (("inner", inner), ("outer", outer)):
-                files[name] = _beside(out, name)
-                write_volume(files[name], _mask(other, grid))
-        if sure is not None:
-            files["sure"] = _beside(out, "sure")
-            write_volume(files["sure"], _mask(sure, grid))
+        written: dict[str, Zone | None] = {"zone": placed, "inner": inner, "outer": outer, "sure": sure}
+        zones = {name: zone for name, zone in written.items() if zone is not None}
+        files = {name: out if name == "zone" else _beside(out, name) for name in zones}
+        for name, mask in zip(zones, zone_map(list(zones.values()), _PITCH_MM, _AROUND_MM), strict=True):
+            write_volume(files[name], mask)
     report["warnings"] = warnings
     report["out"] = {what: str(path) for what, path in files.items()}
     if as_json:
@@ -219,14 +212,18 @@ def _numbers(shape: NeedleShape | BoxZone) -> dict[str, float]:
 
 def _measured(zone: NeedleZone) -> dict[str, float]:
     """Of a zone that vessels draw in: no body of revolution any more."""
-    from nav.ablation.margin import surface_margins_mm
-    from nav.ablation.prediction import box_zone
-    from nav.geometry.volume import Volume
+    import numpy as np
 
-    grid = _grid(zone)
-    level = surface_margins_mm(grid.voxels_ras(), zone).reshape(grid.array.shape)
-    box = box_zone(Volume.of(level, grid.ras_from_index), zone.ras_from_tip.rotation[:, 2], zone.tissue, zone.basis)
-    return {"long_mm": box.long_mm, "short_mm": box.short_mm, "volume_ml": box.volume_ml}
+    from nav.ablation.zone_surface import zone_mesh
+
+    mesh = zone_mesh(zone)
+    along, across = np.split(zone.ras_from_tip.rotation[:, [2, 0, 1]], [1], axis=1)
+    angles = np.arange(36) * (np.pi / 36)
+    turned = mesh.vertices @ across @ np.stack([np.cos(angles), np.sin(angles)])
+    return {
+        "long_mm": float(np.ptp(mesh.vertices @ along)), "short_mm": float(np.ptp(turned, axis=0).max()),
+        "volume_ml": 1e-3 * mesh.volume_mm3,
+    }  # fmt: skip
 
 
 def _beside(out: Path, name: str) -> Path:
@@ -254,47 +251,3 @@ def _pose(tip: str, entry: str) -> Rigid:
         matrix[:3, :3] = axes_along((at - back) / length)
         matrix[:3, 3] = at
     return Rigid.from_matrix(matrix, RAS_FROM_TIP)
-
-
-def _corners(zone: Zone) -> NDArray[np.float64]:
-    """Points between which the zone lies, RAS mm."""
-    import numpy as np
-
-    from nav.ablation.zone import BoxZone, EllipsoidZone
-
-    if isinstance(zone, BoxZone):
-        return np.asarray(zone.surface_ras)
-    if isinstance(zone, EllipsoidZone):
-        reach = np.sqrt(zone.semi_short_mm**2 + (zone.semi_long_mm**2 - zone.semi_short_mm**2) * zone.axis_ras**2)
-        return np.stack([zone.centre_ras - reach, zone.centre_ras + reach])
-    outline = zone.shape.outline_mm
-    angles = np.linspace(0.0, 2.0 * np.pi, 24, endpoint=False)
-    ring = np.stack(
-        [outline[:, 1:] * np.cos(angles), outline[:, 1:] * np.sin(angles), np.repeat(outline[:, :1], 24, axis=1)],
-        axis=-1,
-    ).reshape(-1, 3)  # fmt: skip
-    return np.asarray(zone.ras_from_tip.apply(ring))
-
-
-def _grid(*zones: Zone) -> Volume:
-    """Empty mask that holds every zone, axes R, A, S."""
-    import numpy as np
-
-    from nav.geometry.volume import Volume
-
-    points = np.concatenate([_corners(z) for z in zones])
-    low, high = points.min(axis=0) - _AROUND_MM, points.max(axis=0) + _AROUND_MM
-    counts = np.ceil((high - low) / _PITCH_MM).astype(int) + 1
-    matrix = np.diag([_PITCH_MM, _PITCH_MM, _PITCH_MM, 1.0])
-    matrix[:3, 3] = low
-    return Volume.of(np.zeros(counts[::-1], np.uint8), matrix)
-
-
-def _mask(zone: Zone, grid: Volume) -> Volume:
-    import numpy as np
-
-    from nav.ablation.margin import surface_margins_mm
-    from nav.geometry.volume import Volume
-
-    inside = surface_margins_mm(grid.voxels_ras(), zone) >= 0.0
-    return Volume.of(inside.reshape(grid.array.shape).astype(np.uint8), grid.ras_from_index)

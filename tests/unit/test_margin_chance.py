@@ -19,7 +19,6 @@ from nav.ablation.margin_chance import (
     margin_chance,
     margin_with_chance,
     point_chances,
-    pose_covariance,
     prepare_chance,
 )
 from nav.ablation.needle_zone import NeedleShape, shape_of_distance
@@ -83,7 +82,7 @@ def test_concentric_balls_with_an_uncertain_tip(radius: float, sigma: float) -> 
 
 def test_a_turn_moves_the_zone_by_its_arm() -> None:
     tip, sigma = CENTRE + np.array([0.0, 0.0, 30.0]), math.radians(2.0)
-    turn = UncertainZone(zone(CENTRE, 17.0, 17.0), pose(tip), pose_covariance(np.zeros((3, 3)), math.degrees(sigma)))
+    turn = UncertainZone(zone(CENTRE, 17.0, 17.0), pose(tip), np.diag([0.0] * 3 + [sigma**2] * 3))
     across = UncertainZone(zone(CENTRE, 17.0, 17.0), pose(tip), np.diag([(30.0 * sigma) ** 2] * 2 + [0.0] * 4))
     worst = CENTRE + np.array([10.0, 0.0, 0.0])
     one, other = (margin_chance(sphere_samples(10.0), [u], worst) for u in (turn, across))
