@@ -11,7 +11,6 @@ import typer
 from nav.cli.errors import CommandError, ExitCode
 
 if TYPE_CHECKING:
-
     from nav.ablation.needle_zone import NeedleShape
     from nav.ablation.zone import BoxZone, EllipsoidZone, NeedleZone
 
