@@ -253,11 +253,16 @@ def _margin(trusted: NavigationSnapshot | None, numbers: Shown, zone_work: str) 
     text = format_value(value, signed=True)
     # With an assumed registration its error is unknown: what is known is a lower bound, and no margin is called good.
     known = trusted is not None and trusted.uncertainty is not None and trusted.uncertainty.calibrated
+    # Nor where no source says where along the needle the zone lies.
+    assumed = trusted is not None and trusted.setting is not None and trusted.setting.place_assumed
+    known = known and not assumed
     bound = "" if known else "at least "
     spread = f"\u00b1 {bound}{format_value(2.0 * sigma if sigma is not None else None)} (2\u03c3)"
     basis = _TIER_LABEL[zone.tier]
     if isinstance(zone, NeedleZone):
         basis = f"{basis}, {'no vessels' if zone.cut is None else 'vessels by rule'}"
+    if assumed:
+        basis = f"{basis}, place on needle ASSUMED"
     chance = margin.chance
     # A chart states no error of its own, so its chance would be that of a chart that is right: not on the screen.
     if chance is not None and not chance.of_chart and known:

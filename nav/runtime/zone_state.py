@@ -37,13 +37,17 @@ GROWTH_STEP_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class ZoneSetting:
-    """What the operator chose: ``device`` is the applicator's name as shown. ``tissue`` empty: the chart alone."""
+    """What the operator chose: ``device`` is the applicator's name as shown. ``tissue`` empty: the chart alone.
+
+    ``place_assumed``: no source says where along the needle the device's zone lies.
+    """
 
     applicator: str
     device: str
     power_w: float
     time_s: float
     tissue: str
+    place_assumed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,17 +142,17 @@ class ZoneState:
             self.problem = str(error)
             return self.problem
         self._applicator = applicator
-        self.setting = ZoneSetting(name, applicator.name, power_w, time_s, tissue)
+        self.setting = ZoneSetting(name, applicator.name, power_w, time_s, tissue, applicator.doubt is not None)
         self.text = f"{applicator.name} {applicator.setting(power_w)} {time_s:g} s"
         if found is None:
-            return ""
+            return applicator.doubt or ""
         if applicator.heating is None:
             return f"{applicator.name}: its file has no [heating]; the zone is the chart's, not a prediction"
         self._tissue = found
         fitted = load_tissue(applicator.heating.tissue).name
         if fitted != found.name:
             return f"{applicator.name} was fitted in {fitted}: how well that carries over to {found.name} is not known"
-        return ""
+        return applicator.doubt or ""
 
     def _forget(self) -> None:
         """No computed zone stands any more."""

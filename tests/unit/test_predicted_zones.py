@@ -222,6 +222,14 @@ def test_of_a_chart_only_what_it_holds_counts_as_made() -> None:
     assert state.made[1].zone.time_s == 300.0
 
 
+def test_a_device_whose_zone_lies_nobody_knows_where_says_so() -> None:
+    state = ZoneState("visica2_liver", 1.0, 240.0, "")
+    assert state.setting is not None
+    assert state.setting.place_assumed
+    assert "assumed to end at the tip" in state.choose("visica2_liver", 1.0, 240.0, "liver")
+    assert state.text == "Visica2, liver 1 cm 240 s"
+
+
 def test_growth_is_that_of_a_heating_ended_then(near: NeedlePrediction) -> None:
     half = compute_zone(replace(NEAR, time_s=150.0), None)
     assert isinstance(half, NeedlePrediction)

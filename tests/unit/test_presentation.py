@@ -425,6 +425,18 @@ def test_the_tier_is_named_and_a_chart_is_never_called_a_prediction(tier: int, t
     assert "tier 2 40 %" in readout(present(shown, T0, zone_work="tier 2 40 %"), "margin").title
 
 
+def test_a_zone_whose_place_is_assumed_is_never_called_good() -> None:
+    shown = snapshot(T0)
+    assert shown.margin is not None
+    assert shown.setting is not None
+    good = replace(shown, margin=replace(shown.margin, min_margin_mm=9.0))
+    assert readout(present(good, T0), "margin").level is Level.OK
+    doubtful = readout(present(replace(good, setting=replace(shown.setting, place_assumed=True)), T0), "margin")
+    assert doubtful.level is Level.MEDIUM
+    assert "at least" in doubtful.detail
+    assert "ASSUMED" in doubtful.detail
+
+
 def test_the_timer_takes_the_place_of_the_angle_and_outlives_the_needle() -> None:
     shown = replace(snapshot(T0), ablation=AblationTimer(200.4, 600.0, True))
     state = present(shown, T0)
