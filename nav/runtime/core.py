@@ -315,9 +315,10 @@ class NavigationCore:
     def _change_case(self, case: CaseEssentials) -> None:
         """Take up ``case``; only what belongs to the same CT (told by its pseudonym) survives."""
         old, target, entry = self.case, self._target, self._entry
-        touched = self._workup
+        touched, made = self._workup, self._zones.made
         self._take_up(case, generation=self._case_generation + 1)
         if case.pseudonym == old.pseudonym:
+            self._zones.made = made
             self._workup.take_over(touched)
             if not case.paths and target is not None:
                 self._target, self._entry = target, entry

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from nav.ablation.margin import compute_margin
 from nav.ablation.margin_chance import ChanceSamples, UncertainZone, margin_chance
 from nav.ablation.tumour import TumourModel
@@ -53,7 +55,12 @@ class LiveMargin:
                 UncertainZone(one.zone, one.ras_from_tip, uncertainty.pose_covariance, one.band)
                 for one in placed.made
             ]
-            zones.append(UncertainZone(here, pose, uncertainty.pose_covariance, placed.band))
+            covariance = uncertainty.pose_covariance
+            if (
+                placed.off is not None
+            ):  # the zone stays where it was computed: off by that, in a direction that is known
+                covariance = covariance + np.outer(placed.off, placed.off)
+            zones.append(UncertainZone(here, pose, covariance, placed.band))
             self._chance = margin_chance(samples, zones, found.worst_point_ras)
             self._of, self._made_ns = of, now_ns
         return replace(found, sigma_mm=self._chance.sigma_mm, chance=self._chance)

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nav.ablation.applicators import Applicator, ChartRangeError, load_applicator, place_zone
 from nav.ablation.growth import ZoneGrowth
@@ -94,6 +95,8 @@ class PlacedZone:
         What a running ablation has killed so far; None without one, before anything is certain, and for a chart.
     made : tuple of MadeZone
         Of ablations that ended.
+    off : (6,) float64 or None
+        How far the needle lies from where ``zone`` was computed, of tier 2: tip, mm, and turn, rad, along RAS.
     """
 
     zone: Zone
@@ -102,6 +105,7 @@ class PlacedZone:
     outer: NeedleZone | None = None
     grown: NeedleZone | None = None
     made: tuple[MadeZone, ...] = ()
+    off: NDArray[np.float64] | None = None
 
 
 class ZoneState:
@@ -282,13 +286,13 @@ class ZoneState:
             return None
         if self._started_ns and not self._stopped_ns:
             self._seen = (now_ns, pose)
-        zone = placed.zone
+        zone, off = placed.zone, None
         if self.made and isinstance(zone, EllipsoidZone | NeedleZone):
             zone = ZoneUnion((*(one.zone for one in self.made), zone))
-        elif self._box is not None:
-            zone = self._box.zone
+        elif self._box is not None and self._anchor is not None:
+            zone, off = self._box.zone, _apart(pose, self._anchor)
         grown = None if self._near is None else self._grown_at(self._near.growth, pose, now_ns)
-        return replace(placed, zone=zone, grown=grown, made=self.made)
+        return replace(placed, zone=zone, grown=grown, made=self.made, off=off)
 
     def _grown_at(self, growth: ZoneGrowth, pose: Rigid, now_ns: int) -> NeedleZone | None:
         """What a declared ablation has killed by now."""
@@ -324,6 +328,12 @@ class ZoneState:
         if self._walls is None or applicator.modality != "microwave":
             return zone
         return cut_zone(zone, self._walls, applicator.modality)
+
+
+def _apart(pose: Rigid, other: Rigid) -> NDArray[np.float64]:
+    """(6,) from another needle pose to this one: tip, mm, and turn of the axis, rad."""
+    turn = np.cross(other.rotation[:, 2], pose.rotation[:, 2])
+    return np.concatenate([pose.translation - other.translation, turn])
 
 
 def _is_near(pose: Rigid, other: Rigid) -> bool:

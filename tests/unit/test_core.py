@@ -21,6 +21,7 @@ from nav.runtime.events import (
     CollectLandmark,
     LoadCase,
     LoadRegistration,
+    OperatorEvent,
     SetPlan,
     StartAblation,
     StartGuidance,
@@ -318,6 +319,32 @@ def test_a_computed_zone_replaces_the_chart_when_its_event_comes(
     assert after.zone_request is None
     assert after.ablation is not None
     assert after.ablation.running
+
+
+def test_ablations_made_survive_another_tumour_of_the_same_ct_and_no_other_registration(
+    essentials: CaseEssentials, messages: list[Message]
+) -> None:
+    core = NavigationCore(simulated_room(), essentials)
+    last = list(play(core, messages, until_ns=START_NS + 6 * S))[-1]
+
+    def tick(*events: OperatorEvent, seconds: float = 0.001) -> NavigationSnapshot:
+        nonlocal last
+        last = core.tick(Batch((), (), last.cut), list(events), last.now_ns + round(seconds * S))
+        return last
+
+    tick(TakeZone(core.add_zone(compute_zone(last.zone_request, None))))  # type: ignore[arg-type]
+    core.apply(StartAblation(), last.now_ns - 300 * S)
+    tick()
+    tick(StopAblation())
+    assert last.made_margin_mm is not None
+    assert last.placed is not None
+    assert len(last.placed.made) == 1
+    key = core.add_case(replace(essentials, divots=()))
+    tick(LoadCase(key))
+    assert last.made_margin_mm is not None
+    tick(LoadRegistration(tuple(np.eye(4).ravel().tolist())))
+    assert last.made_margin_mm is None
+    assert "not shown any more" in last.setup.message
 
 
 def test_candidate_paths_are_compared_before_any_needle_is_there(essentials: CaseEssentials) -> None:

@@ -110,7 +110,11 @@ def test_tier_2_is_wanted_where_the_needle_stays_and_goes_when_it_leaves(
     state.at(needle(0.5, 0.0, 0.0), STILL_NS)
     assert state.request == box.request
     assert state.take(box)
-    assert zone_at(state, needle(0.0, 1.0, 0.0), 2 * S) is box.zone
+    placed = state.at(needle(0.0, 1.0, 0.0), 2 * S)
+    assert placed is not None
+    assert placed.zone is box.zone
+    assert placed.off is not None
+    np.testing.assert_allclose(placed.off, [0.0, 1.0, 0.0, 0.0, 0.0, 0.0], atol=1e-12)
     assert state.request is None
     assert isinstance(zone_at(state, needle(0.0, 2.0, 0.0), 3 * S), NeedleZone)
     # Back again: a new stay counts, the old zone does not come back by itself.
