@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from nav.ablation.zone import EllipsoidZone, NeedleZone
 from nav.geometry.directions import axes_along
 
-__all__ = ["outline_grid", "surface_grid"]
+__all__ = ["drawn_in", "outline_grid", "surface_grid"]
 
 Array = NDArray[np.float64]
 
@@ -43,11 +43,18 @@ def surface_grid(zone: EllipsoidZone | NeedleZone, spacing_mm: float) -> Array:
     else:
         outline = zone.shape.outline_mm - np.array([zone.shape.centre_z_mm, 0.0])
         centre, axes = zone.centre_ras, zone.ras_from_tip.rotation
-    local = outline_grid(outline, spacing_mm)
-    if isinstance(zone, NeedleZone) and zone.cut is not None and local.size:
-        rooms = zone.cut.heights_mm - zone.cut.slack_mm - zone.cut.normals_ras @ centre
-        for normal, room in zip(zone.cut.normals_ras @ axes, rooms, strict=True):
-            reach = local @ normal
-            beyond = reach > room
-            local[beyond] *= (max(room, 0.0) / reach[beyond])[:, None]
-    return np.asarray(local @ axes.T + centre)
+    grid = np.asarray(outline_grid(outline, spacing_mm) @ axes.T + centre)
+    return drawn_in(grid, zone) if isinstance(zone, NeedleZone) else grid
+
+
+def drawn_in(points_ras: Array, zone: NeedleZone) -> Array:
+    """(..., 3) points with those beyond the planes that vessels cut moved towards the zone's middle, onto the cut."""
+    if zone.cut is None or not points_ras.size:
+        return points_ras
+    local = points_ras - zone.centre_ras
+    rooms = zone.cut.heights_mm - zone.cut.slack_mm - zone.cut.normals_ras @ zone.centre_ras
+    for normal, room in zip(zone.cut.normals_ras, rooms, strict=True):
+        reach = local @ normal
+        beyond = reach > room
+        local[beyond] *= (max(room, 0.0) / reach[beyond])[:, None]
+    return np.asarray(local + zone.centre_ras)

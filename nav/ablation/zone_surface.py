@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache, lru_cache
 
 import numpy as np
@@ -12,14 +11,14 @@ from skimage import measure
 
 from nav.ablation.margin import surface_margins_mm
 from nav.ablation.needle_zone import NeedleShape, outline_at
-from nav.ablation.zone import BoxZone, EllipsoidZone, NeedleZone, Zone, ZoneUnion
+from nav.ablation.zone import BoxZone, EllipsoidZone, Zone, ZoneUnion
 from nav.ablation.zone_samples import outline_grid, surface_grid
 from nav.geometry.directions import axes_along
 from nav.geometry.volume import Volume
 from nav.imaging.contours import Mesh
 from nav.imaging.surfaces import sphere_mesh
 
-__all__ = ["box_mesh", "cut_zone_mesh", "shape_mesh", "zone_map", "zone_mask", "zone_mesh"]
+__all__ = ["box_mesh", "shape_mesh", "zone_map", "zone_mask", "zone_mesh"]
 
 Array = NDArray[np.float64]
 
@@ -67,20 +66,6 @@ def shape_mesh(shape: NeedleShape, depth_mm: float = 0.0) -> Mesh:
     return _grid_mesh(outline_grid(outline, _SPACING_MM))
 
 
-@lru_cache(maxsize=8)
-def _inner_shape(shape: NeedleShape, depth_mm: float) -> NeedleShape:
-    """Only its outline is that so far inside."""
-    return replace(shape, outline_mm=outline_at(shape, depth_mm))
-
-
-def cut_zone_mesh(zone: NeedleZone, depth_mm: float = 0.0) -> Mesh:
-    """The surface of a zone that is drawn in towards vessels, or that ``depth_mm`` inside it, RAS mm."""
-    if zone.cut is not None and depth_mm:
-        cut = replace(zone.cut, slack_mm=zone.cut.slack_mm + depth_mm)
-        zone = replace(zone, shape=_inner_shape(zone.shape, depth_mm), cut=cut)
-    return _grid_mesh(surface_grid(zone, _SPACING_MM))
-
-
 @lru_cache(maxsize=2)
 def _box_surface(zone: BoxZone) -> Mesh:
     return box_mesh(zone.level)
@@ -104,7 +89,7 @@ def zone_mesh(zone: Zone) -> Mesh:
             np.concatenate([m.triangles + n for m, n in zip(parts, first, strict=True)]),
         )
     if zone.cut is not None:
-        return cut_zone_mesh(zone)
+        return _grid_mesh(surface_grid(zone, _SPACING_MM))
     mesh = shape_mesh(zone.shape)
     return Mesh.of(zone.ras_from_tip.apply(mesh.vertices), mesh.triangles)
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from nav.ablation.needle_zone import NeedleShape
 from nav.ablation.zone import BoxZone, EllipsoidZone, NeedleZone, ZoneUnion
-from nav.ablation.zone_surface import box_mesh, cut_zone_mesh, shape_mesh, zone_mesh
+from nav.ablation.zone_samples import drawn_in
+from nav.ablation.zone_surface import box_mesh, shape_mesh, zone_mesh
 from nav.hud.pane_frame import Polyline
 from nav.imaging import render3d
 from nav.imaging.contours import Mesh, cut_ellipsoid, cut_mesh
@@ -25,8 +26,6 @@ ZONE_INSET_MM = 5.0
 _LINE_POINTS = 96
 _DASH_PX, _DASH_SHARE = 16.0, 0.625
 
-_NO_SEGMENTS = np.empty((0, 2))
-
 ZONE_RGB = (0x7F, 0xD4, 0xFF)
 GROWN_RGB = (0xFF, 0xB0, 0x5C)
 
@@ -38,19 +37,19 @@ def zone_lines(
     lines: list[Polyline] = []
     for style, needle in (("zone_band", placed.inner), ("zone_band", placed.outer), ("zone_grown", placed.grown)):
         if needle is not None:
-            lines += _needle_lines(style, needle, 0.0, pixel_from_ras)
+            lines += _needle_lines(style, needle, 0.0, ras_from_pixel, pixel_from_ras)
     zone = placed.zone
     for made in placed.made:
         if isinstance(made.zone, EllipsoidZone):
             lines += _ellipse("zone_grown", made.zone, 0.0, ras_from_pixel)
         else:
-            lines += _needle_lines("zone_grown", made.zone, 0.0, pixel_from_ras)
+            lines += _needle_lines("zone_grown", made.zone, 0.0, ras_from_pixel, pixel_from_ras)
     for style, depth_mm in (("zone_inner", ZONE_INSET_MM), ("zone", 0.0)):
         for one in zone.zones[-1:] if isinstance(zone, ZoneUnion) else (zone,):
             if isinstance(one, EllipsoidZone):
                 lines += _ellipse(style, one, depth_mm, ras_from_pixel)
             elif isinstance(one, NeedleZone):
-                lines += _needle_lines(style, one, depth_mm, pixel_from_ras)
+                lines += _needle_lines(style, one, depth_mm, ras_from_pixel, pixel_from_ras)
             else:
                 lines += _box_lines(style, one, depth_mm, pixel_from_ras)
     return lines
@@ -64,23 +63,40 @@ def _ellipse(style: str, zone: EllipsoidZone, inset_mm: float, ras_from_pixel: N
     return [] if outline is None else [Polyline(style, outline, closed=True)]
 
 
-def _needle_lines(style: str, zone: NeedleZone, depth_mm: float, pixel_from_ras: NDArray[np.float64]) -> list[Polyline]:
+def _needle_lines(
+    style: str,
+    zone: NeedleZone,
+    depth_mm: float,
+    ras_from_pixel: NDArray[np.float64],
+    pixel_from_ras: NDArray[np.float64],
+) -> list[Polyline]:
     """One closed line: around its middle a cut through a body of revolution that is grown by heat has no overhang."""
-    points = _cut(zone, depth_mm, pixel_from_ras)[::2]
+    mesh = shape_mesh(zone.shape, depth_mm)
+    if len(mesh.vertices) == 0:
+        return []
+    points = cut_mesh(mesh, pixel_from_ras @ zone.ras_from_tip.matrix)[::2]
     if len(points) < 3:
         return []
     off = points - points.mean(axis=0)
     order = np.argsort(np.arctan2(off[:, 1], off[:, 0]))
-    return [Polyline(style, np.ascontiguousarray(points[order[:: 1 + len(order) // _LINE_POINTS]]), closed=True)]
+    line = points[order[:: 1 + len(order) // _LINE_POINTS]]
+    if zone.cut is not None and len(zone.cut.heights_mm):
+        # How far inside the planes across the ways to vessels, which move in with the surface.
+        slopes = zone.cut.normals_ras @ ras_from_pixel[:3, [0, 1, 3]]
+        rooms = zone.cut.heights_mm - zone.cut.slack_mm - depth_mm - slopes[:, 2]
+        for n in np.flatnonzero((rooms - line @ slopes[:, :2].T).min(axis=0) < 0.0):
+            line = _clipped(line, rooms[n] - line @ slopes[n, :2])
+    return [Polyline(style, np.ascontiguousarray(line), closed=True)] if len(line) >= 3 else []
 
 
-def _cut(zone: NeedleZone, depth_mm: float, pixel_from_ras: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Segments of the plane's cut with the zone's surface, or that so far inside it."""
-    if zone.cut is None or not len(zone.cut.heights_mm):
-        mesh = shape_mesh(zone.shape, depth_mm)
-        return cut_mesh(mesh, pixel_from_ras @ zone.ras_from_tip.matrix) if len(mesh.vertices) else _NO_SEGMENTS
-    mesh = cut_zone_mesh(zone, depth_mm)
-    return cut_mesh(mesh, pixel_from_ras) if len(mesh.vertices) else _NO_SEGMENTS
+def _clipped(line: NDArray[np.float64], inside: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What of a closed line lies in a half plane of which its points are so far ``inside`` (Sutherland, Hodgman)."""
+    keep = inside >= 0.0
+    after = np.roll(inside, -1)
+    crosses = keep != (after >= 0.0)
+    share = np.where(crosses, inside / np.where(crosses, inside - after, 1.0), 0.0)
+    crossing = line + share[:, None] * (np.roll(line, -1, axis=0) - line)
+    return np.asarray(np.stack([line, crossing], axis=1)[np.stack([keep, crosses], axis=1)])
 
 
 def _box_lines(style: str, zone: BoxZone, depth_mm: float, pixel_from_ras: NDArray[np.float64]) -> list[Polyline]:
@@ -131,11 +147,11 @@ def zone_veils(placed: PlacedZone) -> tuple[render3d.Surface, ...]:
 
 
 def _veil(zone: NeedleZone, colour: tuple[int, int, int]) -> render3d.Surface:
-    if zone.cut is not None and len(zone.cut.heights_mm):
-        return render3d.Surface.of(cut_zone_mesh(zone), colour)
     surface, pose = _shape_surface(zone.shape, colour), zone.ras_from_tip
-    mesh = Mesh(_frozen(pose.apply(surface.mesh.vertices)), surface.mesh.triangles)
-    return render3d.Surface(mesh, _frozen(pose.rotate(surface.normals)), colour)
+    vertices = drawn_in(pose.apply(surface.mesh.vertices), zone)
+    return render3d.Surface(
+        Mesh(_frozen(vertices), surface.mesh.triangles), _frozen(pose.rotate(surface.normals)), colour
+    )
 
 
 @lru_cache(maxsize=4)

@@ -315,10 +315,18 @@ class ZoneState:
         zone, band = self._put(near.growth.whole, applicator, tissue, pose), near.band
         if band is None:
             return PlacedZone(zone)
-        inner, outer = (
-            None if shape.is_empty else self._put(shape, applicator, tissue, pose) for shape in (band.inner, band.outer)
-        )
+        inner, outer = (self._beside(zone, shape) for shape in (band.inner, band.outer))
         return PlacedZone(zone, band, inner, outer)
+
+    def _beside(self, zone: NeedleZone, shape: NeedleShape) -> NeedleZone | None:
+        """The band's surface, drawn in with the zone: as much nearer to the needle, or farther from it."""
+        if shape.is_empty:
+            return None
+        cut = zone.cut
+        if cut is not None:
+            nearer_mm = 0.5 * (zone.shape.short_mm - shape.short_mm)
+            cut = replace(cut, slack_mm=cut.slack_mm + nearer_mm)
+        return replace(zone, shape=shape, cut=cut)
 
     def _put(self, shape: NeedleShape, applicator: Applicator, tissue: Tissue, pose: Rigid) -> NeedleZone:
         """A shape on the needle, drawn in towards vessels where there is a rule for it."""

@@ -131,7 +131,7 @@ class ZoneWorker:
 
 def _serve(pipe: Connection) -> None:
     """The process: takes orders until it is told to stop or the pipe closes."""
-    os.nice(10)
+    os.nice(19)
     # The display has the other processor; a count of 1 is that of a machine without one to spare.
     numba.set_num_threads(max(1, numba.get_num_threads() - 1))
     orders = _Orders(pipe)

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from nav.ablation.zone import EllipsoidZone, MarginResult
+from nav.ablation.zone import EllipsoidZone, MarginResult, VesselCut
 from nav.geometry.poses import PoseStatus
 from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
@@ -232,6 +232,36 @@ def test_a_computed_zone_shows_its_band_and_what_is_killed_already(scene: SceneM
     changed = (frames["D"].image[..., :3] != without.image[..., :3]).any(axis=2)
     # A disc of 14 mm in parallel projection, at the scale of the 3-D pane.
     assert changed.sum() * frames["D"].mm_per_px ** 2 == pytest.approx(np.pi * 14.0**2, rel=0.06)
+
+
+def test_a_zone_is_drawn_as_far_as_the_planes_of_vessels_let_it(scene: SceneModel) -> None:
+    pose = needle(TIP, DIRECTION).pose
+    assert pose is not None
+    normal = pose.rotation[:, 0]
+    centre = pose.apply(np.array([0.0, 0.0, -10.0]))
+    cut = VesselCut(centre[None], normal[None], np.array([normal @ centre + 6.0]), 0.5, 0.25)
+    zone = replace(needle_zone(), ras_from_tip=pose, shape=sphere_shape(14.0), cut=cut)
+    frames = render_panes(scene, replace(make_snapshot(), placed=PlacedZone(zone)), VIEW, ALL)
+    whole = render_panes(scene, replace(make_snapshot(), placed=PlacedZone(replace(zone, cut=None))), VIEW, ALL)
+    reached = set()
+    for key in "AB":
+        for line in frames[key].polylines:
+            if line.style not in ("zone", "zone_inner"):
+                continue
+            matrix = frames[key].ras_from_pixel
+            assert matrix is not None
+            ras = np.array([pixel_to_ras(matrix, x, y) for x, y in line.points])
+            depth = 0.0 if line.style == "zone" else 5.0
+            height = (ras - centre) @ normal
+            assert height.max() < 5.75 - depth + 0.05
+            radii = np.linalg.norm(ras - centre, axis=1)
+            assert radii.max() < 14.0 - depth + 0.2
+            flat = height > 5.75 - depth - 0.05
+            if flat.any():
+                reached.add(line.style)
+            assert abs(radii[~flat] - (14.0 - depth)).max() < 0.2
+    assert reached == {"zone", "zone_inner"}
+    assert not np.array_equal(frames["D"].image, whole["D"].image)
 
 
 def test_plan_layout_shows_every_candidate_and_the_zone_at_the_target() -> None:
