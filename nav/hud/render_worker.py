@@ -151,7 +151,7 @@ class RenderWorker:
         self._thread: threading.Thread | None = None
         self._frozen_on: NavigationSnapshot | None = None
         self._pacer = PanePacer()
-        self._owed: frozenset[str] = frozenset()
+        self._owed: tuple[str, ...] = ()
         self._cache = RenderCache()
 
     def set_scene(self, scene: SceneModel | None) -> None:
@@ -199,11 +199,13 @@ class RenderWorker:
         first, rest = self._pacer.due(scene, snapshot, view, self._clock.now_ns())
         if first:
             self._publish(render_panes(scene, snapshot, view, first, self._cache))
-        # One of the others at a time: a pose that arrives meanwhile waits for one pane and not for all of them.
-        self._owed = (self._owed | rest) & _visible(view)
-        if self._owed:
-            pane = min(self._owed)
-            self._owed -= {pane}
+        # One of the others at a time: a pose that arrives meanwhile waits for one pane and not for all of them. That
+        # which waits longest comes first: where pictures take long, others are due again before the last had its turn.
+        visible = _visible(view)
+        owed = [pane for pane in (*self._owed, *sorted(rest - set(self._owed))) if pane in visible]
+        self._owed = tuple(owed[1:])
+        if owed:
+            pane = owed[0]
             self._publish(render_panes(scene, snapshot, view, frozenset({pane}), self._cache))
             return True
         return bool(first)

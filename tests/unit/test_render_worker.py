@@ -155,10 +155,26 @@ def test_a_new_pose_does_not_wait_for_all_the_other_panes(scene: SceneModel) -> 
     worker.render_due()
     state["snapshot"] = snapshot(2)
     worker.render_due()
-    assert [sorted(p) for p in published] == [["C"], ["A"], ["C"], ["A"]]
+    assert [sorted(p) for p in published] == [["C"], ["A"], ["C"], ["B"]]
     assert published[2]["C"].snapshot_sequence == 2
     finish(worker)
     assert {pane for p in published for pane in p} == set("ABCD")
+
+
+def test_slow_pictures_starve_no_pane(scene: SceneModel) -> None:
+    """A new pose with every round, and time for two pictures in each: others are due again before D had its turn."""
+    published: list[str] = []
+    clock, shown = ManualClock(0), [snapshot(0)]
+    worker = RenderWorker(
+        lambda: shown[0], lambda: VIEW, lambda frames: published.extend(frames), clock, pytest.fail, scene
+    )
+    for n in range(1, 61):
+        shown[0] = snapshot(n)
+        clock.set(n * 3 * TICK_NS)
+        worker.render_due()
+    counts = {pane: published[6:].count(pane) for pane in "ABCD"}
+    assert counts["C"] >= 55
+    assert min(counts[pane] for pane in "ABD") >= 17
 
 
 def test_frozen_keeps_the_snapshot_but_follows_the_view(scene: SceneModel) -> None:
