@@ -49,6 +49,7 @@ def listen_to(
             _live(listener, stop, end_ns)
         else:
             _plain(listener, stop, end_ns, steps)
+        listener.end()
         report = listener.report()
         console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
         shown = _view(listener, console.width)

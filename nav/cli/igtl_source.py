@@ -118,6 +118,7 @@ class Listener:
         self._wanted = Filter() if wanted is None else wanted
         self._save = save
         self._table = StreamTable(config)
+        self._ended = False
         self._lock = threading.Lock()
         self._came = threading.Condition(self._lock)
         self._stack = ExitStack()
@@ -142,6 +143,8 @@ class Listener:
             return
         utc_minus_local_ns = self.clock.utc_ns() - self.clock.now_ns()
         with self._lock:
+            if self._ended:
+                return
             self._table.take(message, raw, utc_minus_local_ns=utc_minus_local_ns)
             if raw is not None and self._file is not None:
                 try:
@@ -165,6 +168,11 @@ class Listener:
         """Wait for the first message; False when the time is over."""
         with self._came:
             return self._came.wait_for(lambda: self._table.received > 0, timeout_s)
+
+    def end(self) -> None:
+        """Take and save nothing more: what is reported from now on is what the file holds."""
+        with self._lock:
+            self._ended = True
 
     def look(self) -> tuple[StreamTable, threading.Lock]:
         """The table, and the lock to hold while it is read."""

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drivers.openigtlink.codec import encode_status, encode_string, encode_tdata, encode_transform
+from drivers.openigtlink.codec import decode, encode_status, encode_string, encode_tdata, encode_transform
 from drivers.openigtlink.contents import TrackedTool
 from drivers.openigtlink.framing import Framer
 from drivers.openigtlink.sink import ClientInfo, IgtlServer
 from drivers.openigtlink.wire import parse_header, parse_message
 from nav.cli.errors import ExitCode
+from nav.cli.igtl_source import Listener, source_config
 from nav.cli.main import main
 from nav.config.room import RoomConfig
 from tests.system.openigtlink_examples import build, free_port, running
@@ -121,6 +122,18 @@ def test_listen_filters_and_saves_what_decode_reads(capfd: pytest.CaptureFixture
     messages = json.loads(out)
     assert len(messages) == report["received"]
     assert {m["device"] for m in messages} == {"NeedleToTracker"}
+
+
+def test_listener_reports_what_the_file_holds(tmp_path: Path) -> None:
+    config, file = source_config("127.0.0.1", 1, name="looks"), tmp_path / "messages.bin"
+    raw = pose()
+    with Listener(config, save=file) as listener:
+        for number in range(3):
+            if number == 2:
+                listener.end()
+            listener.deliver(decode(raw, source="looks", sequence=number, arrival_ns=listener.clock.now_ns()), raw)
+        assert listener.report()["received"] == listener.saved == 2
+    assert file.read_bytes() == 2 * raw
 
 
 def test_listen_asks_for_tracking_data(capfd: pytest.CaptureFixture[str]) -> None:
