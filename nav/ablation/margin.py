@@ -23,10 +23,20 @@ from nav.ablation.zone import EllipsoidZone, MarginResult, NeedleZone, Zone, Zon
 from nav.ablation.zone_samples import surface_grid
 from nav.geometry.kernels import KernelSpec
 
-__all__ = ["KERNELS", "compute_margin", "point_margin_mm", "surface_margins_mm", "table_margins_mm"]
+__all__ = [
+    "KERNELS",
+    "WANTED_MM",
+    "compute_margin",
+    "inside_level",
+    "point_margin_mm",
+    "surface_margins_mm",
+    "table_margins_mm",
+]
 
 Array = NDArray[np.float64]
 
+#: Margin that is aimed at (ACCLAIM trial protocol; Shady 2018), mm.
+WANTED_MM = 5.0
 #: Between samples of the surface of a union.
 _SAMPLES_MM = 1.5
 #: Less deep than this in another zone, a surface still counts: two zones at one place shall not take away each other's.
@@ -218,7 +228,7 @@ def surface_margins_mm(points_ras: ArrayLike, zone: Zone) -> Array:
         _surface_margins(
             points, _readonly(zone.centre_ras), _readonly(zone.axis_ras), zone.semi_long_mm, zone.semi_short_mm, out
         )
-    elif isinstance(zone, NeedleZone) and zone.shape.volume_ml == 0.0:
+    elif isinstance(zone, NeedleZone) and zone.shape.is_empty:
         out[:] = np.where(np.isnan(points).any(axis=1), np.nan, -np.inf)
     elif isinstance(zone, NeedleZone):
         pose, grid = zone.ras_from_tip, zone.shape.grid
@@ -262,8 +272,11 @@ def _normal_at(point: Array, zone: Zone) -> Array:
     return np.asarray(g / length if length > 0.0 else zone.axis_ras)
 
 
-def _levels(points: Array, zone: EllipsoidZone | NeedleZone) -> Array:
-    """(n,) above 0 inside, about the margin near the surface: cheaper than `surface_margins_mm` for ellipsoids."""
+def inside_level(points: Array, zone: Zone) -> Array:
+    """(n,) at (n, 3) RAS points: at least 0 inside, near the surface about the margin.
+
+    Cheaper than `surface_margins_mm` for ellipsoids, whose distance is not solved for.
+    """
     if not isinstance(zone, EllipsoidZone):
         return surface_margins_mm(points, zone)
     x, y, z = (np.ascontiguousarray(points[:, c]) - zone.centre_ras[c] for c in range(3))
@@ -277,7 +290,7 @@ def _levels(points: Array, zone: EllipsoidZone | NeedleZone) -> Array:
 def _count_in_union(points: Array, union: ZoneUnion) -> int:
     outside = points
     for zone in union.zones:
-        outside = outside[~(_levels(outside, zone) >= 0.0)]
+        outside = outside[~(inside_level(outside, zone) >= 0.0)]
     return len(points) - len(outside)
 
 
@@ -295,7 +308,7 @@ def _deepest_in_union(points: Array, bounds: Array, union: ZoneUnion) -> tuple[i
         if not others or not grid.size:
             pieces.append(grid.reshape(-1, 3))
             continue
-        inside = np.max([_levels(grid.reshape(-1, 3), z) for z in others], axis=0).reshape(grid.shape[:2])
+        inside = np.max([inside_level(grid.reshape(-1, 3), z) for z in others], axis=0).reshape(grid.shape[:2])
         inside -= _TOUCH_MM
         pieces.append(grid[inside <= 0.0])
         for first, second in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :], None)):

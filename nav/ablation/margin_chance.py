@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri
 
-from nav.ablation.margin import compute_margin, surface_margins_mm, table_margins_mm
+from nav.ablation.margin import WANTED_MM, compute_margin, surface_margins_mm, table_margins_mm
 from nav.ablation.products import small_product
 from nav.ablation.tumour import TumourModel, thinned
 from nav.ablation.vessel_cut import cut_planes
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from nav.ablation.prediction import Band
 
 __all__ = [
-    "WANTED_MM",
     "ChanceSamples",
     "MarginChance",
     "UncertainZone",
@@ -45,8 +44,6 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
-#: The margin asked for.
-WANTED_MM = 5.0
 #: Points of the surface and draws: enough for 0.04 of probability, few enough for every pose.
 _POINTS, _DRAWS = 250, 128
 #: Errors that can be drawn: 7 of the surface, 6 of each needle's pose, those of the zone.

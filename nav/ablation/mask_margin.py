@@ -19,18 +19,16 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from scipy.special import ndtr
 
-from nav.ablation.margin import surface_margins_mm
+from nav.ablation.margin import WANTED_MM, surface_margins_mm
 from nav.ablation.mask_surface import MaskSurface
 from nav.ablation.zone import MarginResult, Zone
 
-__all__ = ["CAPSULE_MM", "WANTED_MM", "CoverageShell", "MarginMap", "MarginShares", "measure_margin", "share_below"]
+__all__ = ["CAPSULE_MM", "CoverageShell", "MarginMap", "MarginShares", "measure_margin", "share_below"]
 
 Array = NDArray[np.float64]
 Faces = NDArray[np.int32]
 Mapping = Callable[[Array], Array]
 
-#: Margin that is aimed at (ACCLAIM trial protocol; Shady 2018), mm.
-WANTED_MM = 5.0
 #: Tumour surface closer than this to the organ's border is subcapsular (Sandu 2021), mm.
 CAPSULE_MM = 5.0
 #: Thickness of the shells of the coverage histogram, mm.

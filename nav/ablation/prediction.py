@@ -23,7 +23,7 @@ from nav.ablation.needle_zone import NeedleShape, shape_of_distance, shape_of_le
 from nav.ablation.sources import NeedleGrid, joule_source, line_source, warmed
 from nav.ablation.thermal import Material, Tissue
 from nav.ablation.zone import BoxZone, NeedleZone
-from nav.geometry.directions import axes_along
+from nav.geometry.directions import extents_along
 from nav.geometry.rigid import Rigid
 from nav.geometry.volume import Volume
 
@@ -281,7 +281,7 @@ def predict_band(
     ValueError
         There is no zone to begin with.
     """
-    if shape.volume_ml == 0.0:
+    if shape.is_empty:
         raise ValueError(
             f"{applicator.name}: {applicator.setting(power_w)}, {time_s:g} s kill nothing in {tissue.name}"
         )
@@ -476,15 +476,11 @@ def box_zone(level: Volume, axis: Array, tissue: str, basis: str) -> BoxZone:
     points = np.concatenate([vertices, corners.mean(axis=1)])[:, ::-1]
     ras = np.ascontiguousarray(level.to_ras(points))
     volume = abs(float(np.einsum("ij,ij->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2])))) / 6.0
-    along = ras @ axis
-    one, two, _ = axes_along(axis).T
-    angles = np.arange(36) * (np.pi / 36)
-    across = ras @ (np.cos(angles)[:, None] * one + np.sin(angles)[:, None] * two).T
+    long_mm, short_mm = extents_along(ras, axis)
     ras.setflags(write=False)
     distance = Volume.of(_box_distance(values >= 0.0, points, across_surface, spacing), level.ras_from_index)
     return BoxZone(
-        level, distance, ras, axis, float(np.ptp(along)), float(np.ptp(across, axis=0).max()),
-        1e-3 * volume * spacing**3, tissue, basis,
+        level, distance, ras, axis, long_mm, short_mm, 1e-3 * volume * spacing**3, tissue, basis
     )  # fmt: skip
 
 

@@ -188,7 +188,7 @@ def cut_zone(zone: NeedleZone, walls: VesselWalls, modality: str) -> NeedleZone:
         )
     shape, pose = zone.shape, zone.ras_from_tip
     none = np.empty((0, 3))
-    if shape.volume_ml == 0.0 or not len(walls.points_ras):
+    if shape.is_empty or not len(walls.points_ras):
         cut = VesselCut(none, none, none[:, 0], walls.depth_mm, 0.0)
         return replace(zone, cut=cut, basis=f"{zone.basis}; {_NONE_NEAR}")
     near = walls.tree.query_ball_point(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage import measure
 
-from nav.ablation.margin import surface_margins_mm
+from nav.ablation.margin import inside_level
 from nav.ablation.needle_zone import NeedleShape, outline_at
 from nav.ablation.zone import BoxZone, EllipsoidZone, Zone, ZoneUnion
 from nav.ablation.zone_samples import outline_grid, surface_grid
@@ -96,14 +96,7 @@ def zone_mesh(zone: Zone) -> Mesh:
 
 def zone_mask(zone: Zone, grid: Volume) -> NDArray[np.uint8]:
     """(k, j, i) uint8, 1 where the centre of a voxel of ``grid`` lies in the zone."""
-    points = grid.voxels_ras()
-    if isinstance(zone, EllipsoidZone):  # Which side is told without the distance.
-        off = points - zone.centre_ras
-        along = off @ zone.axis_ras
-        across2 = np.einsum("ij,ij->i", off, off) - along**2
-        inside = (along / zone.semi_long_mm) ** 2 + across2 / zone.semi_short_mm**2 <= 1.0
-    else:
-        inside = surface_margins_mm(points, zone) >= 0.0
+    inside = inside_level(grid.voxels_ras(), zone) >= 0.0
     return np.asarray(inside.reshape(grid.array.shape), dtype=np.uint8)
 
 

@@ -140,7 +140,8 @@ def _surface(
     import cv2
     import numpy as np
 
-    from nav.ablation.mask_margin import WANTED_MM, measure_margin
+    from nav.ablation.margin import WANTED_MM
+    from nav.ablation.mask_margin import measure_margin
     from nav.ablation.mask_surface import MaskSurface, border_near
     from nav.imaging.margin_picture import margin_picture
     from nav.io.displacement_file import is_displacement_file

@@ -7,11 +7,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from drivers.replay.source import decode_all
 from nav.cli.guidance_run import WINDOW_SIZE, show_window
-from nav.cli.live import ROOM_ATTACHMENT
+from nav.cli.live import ROOM_ATTACHMENT, case_attachment, zone_attachment
 from nav.cli.progress import Steps, warm_up_visibly
 from nav.cli.run_log import RunLog, write_summary
 from nav.cli.session import WindowSession
@@ -24,13 +24,16 @@ from nav.runtime.clock import Clock, ManualClock, SystemClock
 from nav.runtime.core import NavigationCore
 from nav.runtime.essentials import CaseEssentials
 from nav.runtime.events import OperatorEvent
-from nav.runtime.predicted_zones import Prediction, from_bytes
+from nav.runtime.predicted_zones import from_bytes
 from nav.runtime.recording import Recording, RecordingError, Tick
 from nav.runtime.slots import CutFeed, LatestSlot, RecordingGap
 from nav.runtime.snapshot import NavigationSnapshot
 from nav.runtime.summary import navigation_numbers
 
 __all__ = ["RecordedSession", "ReplayThread", "ReplayedTick", "picture_of", "recompute", "show_replay"]
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,8 +63,8 @@ class RecordedSession:
                 f"{path}: begins in the middle of a session, so its numbers cannot be computed again from their "
                 "beginning; its streams can be served (--serve HOST:PORT), and the session's first recording replayed"
             )
-        self._cases = self._load_cases()
-        self._zones = self._load_zones()
+        self._cases = self._attached(case_attachment, CaseEssentials.from_bytes)
+        self._zones = self._attached(zone_attachment, from_bytes)
         key = str(self.metadata.get("case", ""))
         if key not in self._cases:
             raise RecordingError(f"{path}: the case it started with is missing; it was damaged or cut at the start")
@@ -74,15 +77,14 @@ class RecordedSession:
         except ValueError as error:
             raise ConfigError(f"{path}: {ROOM_ATTACHMENT}", [str(error)]) from None
 
-    def _load_cases(self) -> dict[str, CaseEssentials]:
-        names = [n for n in self.recording.attachments if n.startswith("case-")]
-        cases = [CaseEssentials.from_bytes(self.recording.attachment(n)) for n in names]
-        return {n.removeprefix("case-").removesuffix(".npz"): c for n, c in zip(names, cases, strict=True)}
-
-    def _load_zones(self) -> dict[str, Prediction]:
-        names = [n for n in self.recording.attachments if n.startswith("zone-")]
-        zones = [from_bytes(self.recording.attachment(n)) for n in names]
-        return {n.removeprefix("zone-").removesuffix(".npz"): z for n, z in zip(names, zones, strict=True)}
+    def _attached(self, name: Callable[[str], str], read: Callable[[bytes], T]) -> dict[str, T]:
+        """Key → what is attached under ``name(key)``."""
+        before, after = name("*").split("*")
+        return {
+            n.removeprefix(before).removesuffix(after): read(self.recording.attachment(n))
+            for n in self.recording.attachments
+            if n.startswith(before)
+        }
 
     def core(self) -> NavigationCore:
         """A fresh core in the state in which the recording began."""

@@ -128,7 +128,7 @@ def zone(
             shape = predict_shape(device, power, seconds, material)
             placed = place_shape(device, power, seconds, material, shape, pose)
         report["seconds"] = time.perf_counter() - begin
-        if shape.volume_ml == 0.0:
+        if shape.is_empty:
             raise CommandError(f"{device.name}: {device.setting(power)}, {seconds:g} s kill nothing in {material.name}")
         sigma = np.array([tip_sigma_mm] * 3 + [math.radians(angle_sigma_deg)] * 3)
         band = predict_band(device, power, seconds, material, shape, np.diag(sigma**2))
@@ -211,18 +211,12 @@ def _numbers(shape: NeedleShape | BoxZone) -> dict[str, float]:
 
 def _measured(zone: NeedleZone) -> dict[str, float]:
     """Of a zone that vessels draw in: no body of revolution any more."""
-    import numpy as np
-
     from nav.ablation.zone_surface import zone_mesh
+    from nav.geometry.directions import extents_along
 
     mesh = zone_mesh(zone)
-    along, across = np.split(zone.ras_from_tip.rotation[:, [2, 0, 1]], [1], axis=1)
-    angles = np.arange(36) * (np.pi / 36)
-    turned = mesh.vertices @ across @ np.stack([np.cos(angles), np.sin(angles)])
-    return {
-        "long_mm": float(np.ptp(mesh.vertices @ along)), "short_mm": float(np.ptp(turned, axis=0).max()),
-        "volume_ml": 1e-3 * mesh.volume_mm3,
-    }  # fmt: skip
+    long_mm, short_mm = extents_along(mesh.vertices, zone.ras_from_tip.rotation[:, 2])
+    return {"long_mm": long_mm, "short_mm": short_mm, "volume_ml": 1e-3 * mesh.volume_mm3}
 
 
 def _beside(out: Path, name: str) -> Path:
@@ -236,17 +230,15 @@ def _pose(tip: str, entry: str) -> Rigid:
     import numpy as np
 
     from nav.cli.run import parse_point
-    from nav.geometry.directions import axes_along
+    from nav.geometry.directions import rigid_along
     from nav.geometry.rigid import Rigid
 
     if bool(tip) != bool(entry):
         raise CommandError("--tip and --entry: give both, or neither", ExitCode.USAGE)
-    matrix = np.eye(4)
-    if tip:
-        at, back = np.array(parse_point(tip, "--tip")), np.array(parse_point(entry, "--entry"))
-        length = float(np.linalg.norm(at - back))
-        if not length > 1.0:
-            raise CommandError(f"--entry lies {length:g} mm from --tip: at least 1 mm is needed", ExitCode.USAGE)
-        matrix[:3, :3] = axes_along((at - back) / length)
-        matrix[:3, 3] = at
-    return Rigid.from_matrix(matrix, RAS_FROM_TIP)
+    if not tip:
+        return Rigid.identity(RAS_FROM_TIP)
+    at, back = np.array(parse_point(tip, "--tip")), np.array(parse_point(entry, "--entry"))
+    length = float(np.linalg.norm(at - back))
+    if not length > 1.0:
+        raise CommandError(f"--entry lies {length:g} mm from --tip: at least 1 mm is needed", ExitCode.USAGE)
+    return rigid_along(at, (at - back) / length, RAS_FROM_TIP)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from nav.ablation.zone import NeedleZone
+from nav.ablation.margin import WANTED_MM
+from nav.ablation.zone import NeedleZone, Zone
 from nav.guidance.numbers import GateState
 from nav.hud.alarms import find_alarms, worst_by_code
 from nav.hud.freshness import (
@@ -29,7 +30,7 @@ from nav.hud.palette import GLYPH, Level
 from nav.hud.streams_text import stream_lines
 from nav.runtime.snapshot import AblationTimer, NavigationSnapshot
 
-__all__ = ["ALIGNED_MM", "FLASH_HZ", "present"]
+__all__ = ["ALIGNED_MM", "FLASH_HZ", "present", "zone_label"]
 
 #: Inside this distance of the planned line, tip and hub count as aligned (the tinted disc of the bull's-eye).
 ALIGNED_MM = 2.0
@@ -37,7 +38,6 @@ ALIGNED_MM = 2.0
 #: Flashing of unacknowledged alarms (practice of IEC 60601-1-8: high 1.4 to 2.8 Hz, medium 0.4 to 0.8 Hz).
 FLASH_HZ: dict[Level, float] = {Level.HIGH: 2.0, Level.MEDIUM: 0.6}
 
-_MARGIN_GOAL_MM = 5.0
 #: What a zone rests on. A chart is the manufacturer's: no word of a prediction stands beside it.
 _TIER_LABEL = {
     0: "CHART (manufacturer reference)",
@@ -240,6 +240,14 @@ def _minutes(seconds: float) -> str:
     return f"{whole // 60}:{whole % 60:02d}"
 
 
+def zone_label(zone: Zone) -> str:
+    """What a zone rests on."""
+    label = _TIER_LABEL[zone.tier]
+    if isinstance(zone, NeedleZone):
+        return f"{label}, {'no vessels' if zone.cut is None else 'vessels by rule'}"
+    return label
+
+
 def _margin(trusted: NavigationSnapshot | None, numbers: Shown, zone_work: str) -> Readout:
     margin = trusted.margin if trusted is not None else None
     zone = trusted.zone if trusted is not None else None
@@ -258,27 +266,25 @@ def _margin(trusted: NavigationSnapshot | None, numbers: Shown, zone_work: str) 
     known = known and not assumed
     bound = "" if known else "at least "
     spread = f"\u00b1 {bound}{format_value(2.0 * sigma if sigma is not None else None)} (2\u03c3)"
-    basis = _TIER_LABEL[zone.tier]
-    if isinstance(zone, NeedleZone):
-        basis = f"{basis}, {'no vessels' if zone.cut is None else 'vessels by rule'}"
+    basis = zone_label(zone)
     if assumed:
         basis = f"{basis}, place on needle ASSUMED"
     chance = margin.chance
     # A chart states no error of its own, so its chance would be that of a chart that is right: not on the screen.
     if chance is not None and not chance.of_chart and known:
         percent = format_value(numbers.settle("margin_chance", 100.0 * chance.p_ge5), decimals=0)
-        basis = f"{basis} \u00b7 P(\u2265 {_MARGIN_GOAL_MM:.0f} mm) {percent} %"
+        basis = f"{basis} \u00b7 P(\u2265 {WANTED_MM:.0f} mm) {percent} %"
     if text == BLANK:
         return Readout("margin", title, BLANK, "mm", Level.OFF, "", big=True)
     # Level and word follow the computed margin, not the settled one: hysteresis must not turn outside into inside.
     if margin.min_margin_mm < 0.0:
         level, glyph, word = Level.HIGH, GLYPH[Level.HIGH], "tumour outside zone"
-    elif margin.min_margin_mm < _MARGIN_GOAL_MM:
-        level, glyph, word = Level.MEDIUM, "\u25b2", f"below {_MARGIN_GOAL_MM:.0f} mm"
+    elif margin.min_margin_mm < WANTED_MM:
+        level, glyph, word = Level.MEDIUM, "\u25b2", f"below {WANTED_MM:.0f} mm"
     elif not known or not margin.min_margin_mm - 2.0 * margin.sigma_mm >= 0.0:
         level, glyph, word = Level.MEDIUM, "\u25b2", "not certain"
     else:
-        level, glyph, word = Level.OK, GLYPH[Level.OK], f"{_MARGIN_GOAL_MM:.0f} mm or more"
+        level, glyph, word = Level.OK, GLYPH[Level.OK], f"{WANTED_MM:.0f} mm or more"
     return Readout("margin", title, text, "mm", level, f"{spread} \u00b7 {word}\n{basis}", glyph, big=True)
 
 

@@ -15,8 +15,8 @@ from PySide6.QtWidgets import (
     QTableWidgetItem,
 )
 
-from nav.ablation.zone import NeedleZone
 from nav.hud.numbers_text import format_value
+from nav.hud.presentation import zone_label
 from nav.hud.session import SeriesChoice, TumourChoice
 from nav.hud.setup_widgets import Page, PageHost, button, label, point_text, set_text
 from nav.io.case import PlannedPath
@@ -298,9 +298,7 @@ def _words(path: PlannedPath | None, snapshot: NavigationSnapshot | None) -> str
     plan = snapshot.plan if snapshot is not None else None
     if snapshot is not None and plan is not None and plan.placed is not None and plan.margin is not None:
         zone = plan.placed.zone
-        rests = "CHART (manufacturer reference), no prediction"
-        if isinstance(zone, NeedleZone):
-            rests = f"TIER 1 around the needle, {'no vessels' if zone.cut is None else 'vessels by rule'}"
+        rests = zone_label(zone) + (", no prediction" if zone.tier == 0 else "")
         margin = format_value(plan.margin.min_margin_mm, signed=True)
         covered = f"{100.0 * plan.margin.coverage:.0f} % of tumour + 5 mm"
         lines.append(f"{snapshot.applicator}, tip on the target: margin {margin} mm, {covered}\n{rests}")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nav.ablation.margin import compute_margin
 from nav.ablation.tumour import TumourModel
 from nav.ablation.zone import MarginResult
-from nav.geometry.directions import axes_along
+from nav.geometry.directions import rigid_along
 from nav.geometry.rigid import Rigid
 from nav.io.case import PlannedPath
 from nav.runtime.zone_state import PlacedZone, ZoneState
@@ -93,6 +93,4 @@ class PlanViewer:
 
     def _pose(self, entry: tuple[float, ...], target: tuple[float, ...]) -> Rigid:
         along = np.subtract(target, entry)
-        matrix = np.eye(4)
-        matrix[:3, :3], matrix[:3, 3] = axes_along(along / np.linalg.norm(along)), target
-        return Rigid.from_matrix(matrix, self._frames)
+        return rigid_along(target, along / np.linalg.norm(along), self._frames)

@@ -15,14 +15,12 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import numba
-import numpy as np
 
 from nav.ablation.applicators import load_applicator
 from nav.ablation.growth import compute_growth
 from nav.ablation.prediction import Applied, predict_band, predict_box
 from nav.ablation.thermal import load_tissue
-from nav.geometry.directions import axes_along
-from nav.geometry.rigid import Rigid
+from nav.geometry.directions import rigid_along
 from nav.geometry.volume import Volume
 from nav.runtime.predicted_zones import BoxPrediction, NeedlePrediction, Prediction, ZoneRequest
 
@@ -52,29 +50,23 @@ class ZoneWorker:
         self._wanted: ZoneRequest | None = None
         self._progress = ""
         self._process: Any = None
-        self._threads: tuple[threading.Thread, ...] = ()
+        self._sender: threading.Thread | None = None
         self._stopping = False
 
     def start(self) -> None:
-        """Start the process; what it needs is loaded when the first request comes."""
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), name="zones", daemon=True)
-        self._process.start()
-        theirs.close()
-        self._threads = tuple(
-            threading.Thread(target=target, args=(ours,), name=name, daemon=True)
-            for name, target in (("zone orders", self._send), ("zone results", self._receive))
-        )
-        for thread in self._threads:
-            thread.start()
+        """Take orders from now on. The process itself starts with the first request: a room of charts needs none."""
+        self._sender = threading.Thread(target=self._send, name="zone orders", daemon=True)
+        self._sender.start()
 
     def stop(self) -> None:
         """End the process, whatever it does. Safe to call twice."""
-        if self._process is None or self._stopping:
+        if self._sender is None or self._stopping:
             return
         self._stopping = True
         self._orders.put(("stop", None))
+        self._sender.join(_STOP_S)
+        if self._process is None:
+            return
         self._process.join(_STOP_S)
         if self._process.is_alive():
             self._process.terminate()
@@ -96,15 +88,35 @@ class ZoneWorker:
         """What is being computed and how far it is, for the screen; empty when nothing is."""
         return self._progress if self._wanted is not None else ""
 
-    def _send(self, pipe: Connection) -> None:
+    def _send(self) -> None:
+        pipe: Connection | None = None
+        vessels: Volume | None = None
         while True:
-            order = self._orders.get()
+            kind, value = self._orders.get()
+            if pipe is None:
+                if kind == "stop":
+                    return
+                if kind == "vessels":
+                    vessels = value
+                if kind != "want" or value is None:
+                    continue
+                pipe = self._start_process()
+                pipe.send(("vessels", vessels))
             try:
-                pipe.send(order)
+                pipe.send((kind, value))
             except OSError:
                 return  # The process has ended; `_receive` says so.
-            if order[0] == "stop":
+            if kind == "stop":
                 return
+
+    def _start_process(self) -> Connection:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,), name="zones", daemon=True)
+        self._process.start()
+        theirs.close()
+        threading.Thread(target=self._receive, args=(ours,), name="zone results", daemon=True).start()
+        return ours
 
     def _receive(self, pipe: Connection) -> None:
         while True:
@@ -212,7 +224,6 @@ def compute_zone(
         if not growth.whole.is_empty:
             band = predict_band(applicator, request.power_w, request.time_s, tissue, growth.whole)
         return NeedlePrediction(request, growth, band)
-    matrix = np.eye(4)
-    matrix[:3, :3], matrix[:3, 3] = axes_along(request.axis_ras), request.tip_ras
-    applied = Applied(applicator, request.power_w, request.time_s, Rigid.from_matrix(matrix, "TipToRas"))
+    pose = rigid_along(request.tip_ras, request.axis_ras, "TipToRas")
+    applied = Applied(applicator, request.power_w, request.time_s, pose)
     return BoxPrediction(request, predict_box([applied], tissue, vessels=vessels, progress=report))
