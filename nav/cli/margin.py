@@ -148,7 +148,7 @@ def _surface(
     from nav.io.surface_files import write_vtk_mesh
 
     tumour = MaskSurface.of_mask(masks["tumour"].volume, what="tumour")
-    zone = MaskSurface.of_mask(masks["ablation"].volume, what="ablation", smooth=True)
+    zone = MaskSurface.of_mask(masks["ablation"].volume, what="ablation")
     organ, outside = None, 0.0
     if "organ" in masks:
         at = zone.vertices if back is None else back(zone.vertices)
