@@ -10,7 +10,7 @@ CHOSEN := $(if $(filter file default,$(origin PYTHON)),0,1)
 # Scripts named play_* are sources to play, not measurements.
 BENCHMARKS = $(filter-out benchmarks/play_%,$(wildcard benchmarks/*.py)) $(wildcard benchmarks/hud/run*.py) benchmarks/openigtlink/run.py benchmarks/openigtlink/codec.py $(addprefix benchmarks/registration/,rigid.py deformable.py multimodal.py slice.py ultrasound.py surface.py) $(addprefix benchmarks/ablation/,margin.py bioheat.py held_out.py published.py planning.py margin_chance.py)
 
-.PHONY: help demo test test-compiled test-checked setup lint bench clean bits
+.PHONY: help demo test test-unit test-checked test-rest setup lint bench clean bits
 .DEFAULT_GOAL := help
 
 help:
@@ -33,22 +33,26 @@ demo: setup
 # The twins run twice more: without the compiler (the kernels' Python is right) and with bounds checks (a compiled
 # kernel reads garbage outside an array and says nothing). The checked code has a cache of its own, and is optimised less,
 # which compiles faster. A simulator stands in for a GPU where the compiler is off. Compiling takes most of the time, so two
-# strands run side by side; real windows and sockets come after them, with the machine to themselves.
+# strands run side by side, the second one with what is left, never on one cache; real windows and sockets come after
+# them, with the machine to themselves.
 ifeq ($(strip $(ARGS)),)
 test: setup
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-compiled test-checked
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-unit test-checked test-rest
 	$(BIN)/python -m pytest tests/hud tests/system
 else
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
 endif
 
-test-compiled:
-	$(BIN)/python -m pytest --ignore=tests/hud --ignore=tests/system
+test-unit:
+	$(BIN)/python -m pytest tests/unit
 
 test-checked:
 	NUMBA_DISABLE_JIT=1 NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest tests/reference
 	NUMBA_BOUNDSCHECK=1 NUMBA_OPT=1 NUMBA_CACHE_DIR=.numba_cache/boundscheck $(BIN)/python -m pytest tests/reference
+
+test-rest:
+	NUMBA_CACHE_DIR=.numba_cache/rest $(BIN)/python -m pytest --ignore=tests/hud --ignore=tests/system --ignore=tests/unit
 
 # Freshly compiled kernels against the same ones from the cache (minutes): see tests/cold_code.py.
 bits: setup
