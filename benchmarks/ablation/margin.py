@@ -41,6 +41,14 @@ def ball(affine: Array, shape: tuple[int, int, int], centre: Array, radius: floa
     return Volume.of(mask, affine)
 
 
+def placed(axes: Array, size: Array, counts: NDArray[np.int64], rng: np.random.Generator) -> Array:
+    """RAS from index of a grid of ``counts`` voxels whose middle lies within half a voxel of the origin."""
+    affine = np.eye(4)
+    affine[:3, :3] = axes * size
+    affine[:3, 3] = -affine[:3, :3] @ ((counts - 1) / 2.0 + rng.uniform(-0.5, 0.5, 3))
+    return affine
+
+
 def spheres(spacing: tuple[float, float, float], trials: int) -> dict[str, Any]:
     """Errors of the minimum margin; odd trials in turned grids."""
     rng = np.random.default_rng(0)
@@ -49,9 +57,7 @@ def spheres(spacing: tuple[float, float, float], trials: int) -> dict[str, Any]:
     counts = (50.0 / size).astype(int) + 2
     for trial in range(trials):
         axes = Rotation.random(random_state=rng).as_matrix() if trial % 2 else np.eye(3)
-        affine = np.eye(4)
-        affine[:3, :3] = axes * size
-        affine[:3, 3] = -affine[:3, :3] @ ((counts - 1) / 2.0 + rng.uniform(-0.5, 0.5, 3))
+        affine = placed(axes, size, counts, rng)
         direction = rng.normal(size=3)
         direction /= np.linalg.norm(direction)
         distance = float(rng.choice([0, 3, 5, 6, 8]))
@@ -81,14 +87,6 @@ def spheres(spacing: tuple[float, float, float], trials: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _on(centre: Array, radii: Array, count: int = 6000) -> Array:
-    """(count, 3) points of an ellipsoid's surface."""
-    n = np.arange(count) + 0.5
-    polar, turn = np.arccos(1.0 - 2.0 * n / count), math.pi * (1.0 + math.sqrt(5.0)) * n
-    unit = np.stack([np.cos(turn) * np.sin(polar), np.sin(turn) * np.sin(polar), np.cos(polar)], axis=1)
-    return np.asarray(centre + radii * unit)
-
-
 def _within(points: Array, centre: Array, radii: Array) -> NDArray[np.bool_]:
     return np.asarray((((points - centre) / radii) ** 2).sum(axis=-1) <= 1.0)
 
@@ -105,11 +103,10 @@ def shapes(spacing: tuple[float, float, float], trials: int) -> dict[str, Any]:
     long, apart = np.array([3.5, 3.5, 12.0]), 7.0
     out: dict[str, Any] = {"voxels_mm": list(spacing), "trials": trials}
     errors: dict[str, list[float]] = {"long tumour": [], "waist": [], "dent": []}
+    truth = {"long tumour": 16.0 - long.max(), "waist": math.sqrt(13.0**2 - apart**2) - 8.0, "dent": 3.0}
     held = []
     for _ in range(trials):
-        affine = np.eye(4)
-        affine[:3, :3] = Rotation.random(random_state=rng).as_matrix() * size
-        affine[:3, 3] = -affine[:3, :3] @ ((counts - 1) / 2.0 + rng.uniform(-0.5, 0.5, 3))
+        affine = placed(Rotation.random(random_state=rng).as_matrix(), size, counts, rng)
         at = np.stack([i, j, k], axis=-1) @ affine[:3, :3].T + affine[:3, 3]
         inside = {
             "long tumour": (_within(at, zero, long), _within(at, zero, np.full(3, 16.0))),
@@ -121,11 +118,6 @@ def shapes(spacing: tuple[float, float, float], trials: int) -> dict[str, Any]:
                 _within(at, zero, np.full(3, 8.0)),
                 _within(at, zero, np.full(3, 16.0)) & ~_within(at, 16.0 * up, np.full(3, 5.0)),
             ),
-        }
-        truth = {
-            "long tumour": 16.0 - float(np.linalg.norm(_on(zero, long), axis=1).max()),
-            "waist": math.sqrt(13.0**2 - apart**2) - 8.0,
-            "dent": 3.0,
         }
         for name, (tumour, ablation) in inside.items():
             masks = [Volume.of(mask.astype(np.uint8), affine) for mask in (tumour, ablation)]

@@ -272,18 +272,20 @@ def _held(smooth: Array, inside: NDArray[np.bool_], spacing: Array, edge_mm: flo
     near = np.abs(smooth) < 3.0 * float(spacing.max()) + edge_mm
     sigma = _HELD_VOXELS * edge_mm / spacing
     aim = np.where(inside, -_HELD_AWAY, _HELD_AWAY) * float(spacing.min())
-    push = np.zeros(smooth.shape)
-    ahead, pace, held = push, 1.0, smooth
+    push = ahead = np.zeros(smooth.shape)
+    held = there = smooth
+    pace = 1.0
     for _ in range(_HELD_ROUNDS):
         if not np.where(inside, held, -held)[near].max(initial=0.0) > 0.0:
             break
-        there = smooth + ndimage.gaussian_filter(ahead, sigma, mode="constant")
         new = np.where(near, ahead - there + aim, 0.0)
         new = np.where(inside, np.minimum(new, 0.0), np.maximum(new, 0.0))
+        now = smooth + ndimage.gaussian_filter(new, sigma, mode="constant")
         faster = 0.5 * (1.0 + math.sqrt(1.0 + 4.0 * pace * pace))
-        ahead = new + (pace - 1.0) / faster * (new - push)
-        push, pace = new, faster
-        held = smooth + ndimage.gaussian_filter(push, sigma, mode="constant")
+        further = (pace - 1.0) / faster
+        # The filter is linear: where the momentum leads to needs none of its own.
+        ahead, there = new + further * (new - push), now + further * (now - held)
+        push, held, pace = new, now, faster
     return held
 
 

@@ -93,6 +93,7 @@ class ZoneWorker:
         vessels: Volume | None = None
         while True:
             kind, value = self._orders.get()
+            orders = [(kind, value)]
             if pipe is None:
                 if kind == "stop":
                     return
@@ -101,9 +102,10 @@ class ZoneWorker:
                 if kind != "want" or value is None:
                     continue
                 pipe = self._start_process()
-                pipe.send(("vessels", vessels))
+                orders.insert(0, ("vessels", vessels))
             try:
-                pipe.send((kind, value))
+                for order in orders:
+                    pipe.send(order)
             except OSError:
                 return  # The process has ended; `_receive` says so.
             if kind == "stop":
