@@ -230,11 +230,8 @@ class _Look:
     """Patches on one level, each a frame of its own, and the CT beside them."""
 
     def __init__(self, look: FrameLevel, beside: tuple[Array, NDArray[np.float32]], pose: Array, field: _Field) -> None:
-        frame, row, column = look.patches.T
-        line = np.arange(look.side)
-        self.frames = np.ascontiguousarray(
-            look.frames[frame[:, None, None], row[:, None, None] + line[:, None], column[:, None, None] + line]
-        )
+        frame = look.patches[:, 0]
+        self.images, self.side = look.images, look.side
         self.patches = np.zeros_like(look.patches)
         self.patches[:, 0] = np.arange(len(frame))
         self.weights = look.weights
@@ -259,9 +256,9 @@ class _Look:
         out = np.empty((len(arms), kernels.SUMS))
         to_index = self.index_from_ras[:3, :3]
         kernels.patch_fits(
-            self.frames, self.patches, self.frames.shape[1], self.ct, np.ascontiguousarray(to_index, np.float32),
+            self.images, self.patches, self.side, self.ct, np.ascontiguousarray(to_index, np.float32),
             np.ascontiguousarray(to_index @ centre + self.index_from_ras[:3, 3], np.float32),
-            np.ascontiguousarray(ras_from_pixel, np.float32), FLOOR_HU2, True, out,
+            np.ascontiguousarray(ras_from_pixel, np.float32), FLOOR_HU2, True, True, out,
         )  # fmt: skip
         return out, arms
 
@@ -278,7 +275,7 @@ class _Look:
     def system(self, fits: Array, each: Array, arms: Array) -> tuple[Array, Array]:
         """Hessian and gradient by all parameters, before the prior."""
         count = self.basis.shape[1]
-        by_place = fits[:, kernels.HESSIAN :].reshape(-1, 6, 6)[:, :3, :3] * each[:, None, None]
+        by_place = fits[:, kernels.HESSIAN :].reshape(-1, 3, 3) * each[:, None, None]
         force = fits[:, kernels.GRADIENT : kernels.GRADIENT + 3] * each[:, None]
         pose = point_jacobian(arms)
         pulled = by_place @ pose

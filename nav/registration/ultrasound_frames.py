@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -138,8 +138,8 @@ class FrameLevel:
 
     Attributes
     ----------
-    frames : (n, rows, columns) float32
-        NaN outside.
+    images : (m, side²) float32
+        Pixels of every patch, row by row, freed of their linear trend; zero where there is nothing else.
     patches : (m, 3) int32
         Frame, first row, first column.
     weights : (m,) float64
@@ -150,17 +150,34 @@ class FrameLevel:
         (column, row, 1) of a reduced pixel to mm.
     """
 
-    frames: NDArray[np.float32]
+    images: NDArray[np.float32]
     patches: NDArray[np.int32]
     weights: Array
     side: int
     reference_from_pixel: Array
+
+    def part(self, chosen: NDArray[np.bool_]) -> FrameLevel:
+        """With the ``chosen`` (m,) patches only."""
+        return replace(
+            self, images=np.ascontiguousarray(self.images[chosen]),
+            patches=np.ascontiguousarray(self.patches[chosen]), weights=self.weights[chosen],
+        )  # fmt: skip
 
     def centres(self) -> Array:
         """(m, 3) middle of every patch, mm."""
         half = (self.side - 1) / 2.0
         pixels = np.stack([self.patches[:, 2] + half, self.patches[:, 1] + half, np.ones(len(self.patches))], axis=1)
         return np.asarray(np.einsum("mab,mb->ma", self.reference_from_pixel[self.patches[:, 0]], pixels)[:, :3])
+
+
+def _freed_of_trend(pixels: Array, side: int) -> NDArray[np.float32]:
+    """(m, side²) without mean and slopes, each row a patch; what is left by rounding becomes zero."""
+    row, column = np.indices((side, side)).reshape(2, -1) - 0.5 * (side - 1)
+    trend = np.stack([np.ones(side * side), column, row], axis=1)
+    trend /= np.linalg.norm(trend, axis=0)
+    freed = pixels - (pixels @ trend) @ trend.T
+    freed[(freed**2).sum(axis=1) <= 1e-9 * (pixels**2).sum(axis=1)] = 0.0
+    return np.ascontiguousarray(freed, np.float32)
 
 
 def frame_level(moving: TrackedFrames, chosen: NDArray[np.intp], pitch_mm: float, side: int) -> FrameLevel:
@@ -171,15 +188,17 @@ def frame_level(moving: TrackedFrames, chosen: NDArray[np.intp], pitch_mm: float
     kernels.reduce_frames(np.ascontiguousarray(moving.images[chosen]), moving.mask, factor, frames)
     down, across = rows // side, columns // side
     tiles = frames[:, : down * side, : across * side].reshape(len(chosen), down, side, across, side)
-    variance = tiles.var(axis=(2, 4)) if down and across else np.zeros((len(chosen), down, across))
-    places = np.argwhere(np.isfinite(variance))
-    spread = variance[tuple(places.T)].astype(np.float64)
+    pixels = tiles.transpose(0, 1, 3, 2, 4).reshape(-1, side * side)
+    whole = np.flatnonzero(np.isfinite(pixels.sum(axis=1)))
+    places = np.stack(np.unravel_index(whole, (len(chosen), down, across)), axis=1)
+    greys = np.asarray(pixels[whole], np.float64)
+    spread = greys.var(axis=1)
     lift = np.zeros((4, 3))
     lift[0, 0], lift[0, 2] = factor[1], (factor[1] - 1) / 2.0
     lift[1, 1], lift[1, 2] = factor[0], (factor[0] - 1) / 2.0
     lift[3, 2] = 1.0
     return FrameLevel(
-        frames,
+        _freed_of_trend(greys, side),
         np.ascontiguousarray(places * np.array([1, side, side]), np.int32),
         spread / (spread + NOISE_GREY**2),
         side,

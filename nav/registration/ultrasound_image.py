@@ -34,6 +34,7 @@ from nav.geometry.volume import Volume
 from nav.registration import pyramid
 from nav.registration import ultrasound_kernels as kernels
 from nav.registration.error_distribution import radius_of_share
+from nav.registration.landmarks import point_jacobian
 from nav.registration.ultrasound_ct import FLOOR_HU2, HIGH_HU, LOW_HU, channels_at, soft_tissue_around
 from nav.registration.ultrasound_frames import (
     MOST_FRAMES,
@@ -192,11 +193,12 @@ class _Level:
     ct: NDArray[np.float32]
     index_from_ras: Array
     pitch_mm: float
-    centre: Array  # (4,) of the patches, in the reference
+    places: Array  # (m, 3) middles of the patches, in the reference
+    centre: Array  # (4,) of all of them, by weight
     size_mm: float
     echo: bool  # an edge may only add to the image
 
-    def fits(self, pose: Array) -> tuple[Array, Array]:
+    def fits(self, pose: Array, slopes: bool = True) -> tuple[Array, Array]:
         """(m, SUMS) of `kernels.patch_fits` at ``pose``, RAS from reference, and the centre (3,) it turns about."""
         about = (pose @ self.centre)[:3]
         ras_from_pixel = (pose @ self.look.reference_from_pixel)[:, :3]
@@ -204,9 +206,9 @@ class _Level:
         out = np.empty((len(self.look.patches), kernels.SUMS))
         turn = self.index_from_ras[:3, :3]
         kernels.patch_fits(
-            self.look.frames, self.look.patches, self.look.side, self.ct, np.ascontiguousarray(turn, np.float32),
+            self.look.images, self.look.patches, self.look.side, self.ct, np.ascontiguousarray(turn, np.float32),
             np.ascontiguousarray(turn @ about + self.index_from_ras[:3, 3], np.float32),
-            np.ascontiguousarray(ras_from_pixel, np.float32), FLOOR_HU2, self.echo, out,
+            np.ascontiguousarray(ras_from_pixel, np.float32), FLOOR_HU2, self.echo, slopes, out,
         )  # fmt: skip
         return out, about
 
@@ -215,7 +217,7 @@ class _Level:
         index = (self.index_from_ras @ np.array(poses))[:, None] @ self.look.reference_from_pixel[None]
         out = np.empty((len(poses), 2))
         kernels.similarities(
-            self.look.frames, self.look.patches, self.look.weights, self.look.side, self.ct,
+            self.look.images, self.look.patches, self.look.weights, self.look.side, self.ct,
             np.ascontiguousarray(index[:, :, :3], np.float32), FLOOR_HU2, self.echo, out,
         )  # fmt: skip
         return out
@@ -226,12 +228,7 @@ class _Level:
 
     def part(self, chosen: NDArray[np.bool_]) -> _Level:
         """With the ``chosen`` (m,) patches only."""
-        look = self.look
-        fewer = FrameLevel(
-            look.frames, np.ascontiguousarray(look.patches[chosen]), look.weights[chosen], look.side,
-            look.reference_from_pixel,
-        )  # fmt: skip
-        return replace(self, look=fewer)
+        return replace(self, look=self.look.part(chosen), places=self.places[chosen])
 
 
 def _mean_share(sums: Array, weight: float) -> Array:
@@ -266,10 +263,12 @@ def _value(level: _Level, fits: Array) -> tuple[float, Array]:
     return (1.0 - float(each @ fits[:, kernels.RESIDUAL]) / weight if weight > 0.0 else 0.0), each
 
 
-def _system(fits: Array, each: Array) -> tuple[Array, Array]:
-    """Hessian (6, 6) and gradient (6,)."""
-    h = (each @ fits[:, kernels.HESSIAN :]).reshape(6, 6)
-    return h, each @ fits[:, kernels.GRADIENT : kernels.HESSIAN]
+def _system(fits: Array, each: Array, arms: Array) -> tuple[Array, Array]:
+    """Hessian (6, 6) and gradient (6,); to the Hessian a rotation only shifts a patch, by its arm (m, 3)."""
+    shifted = point_jacobian(arms)
+    pulled = (each[:, None] * fits[:, kernels.HESSIAN :]).reshape(-1, 3, 3) @ shifted
+    hessian = shifted.reshape(-1, 6).T @ pulled.reshape(-1, 6)
+    return hessian, each @ fits[:, kernels.GRADIENT : kernels.HESSIAN]
 
 
 def _solve(h: Array, g: Array) -> Array:
@@ -290,13 +289,13 @@ def _descend(level: _Level, pose: Array, steps: int) -> _State:
     pace = 0.5 * MOST_PACE
     small = STEP_SHARE * level.pitch_mm / MOST_PACE
     while state.steps < steps and not state.converged:
-        step = pace * _solve(*_system(fits, each))
+        step = pace * _solve(*_system(fits, each, level.places @ state.pose[:3, :3].T + state.pose[:3, 3] - about))
         moved = float(np.linalg.norm(step[:3]) + np.linalg.norm(step[3:]) * level.size_mm)
         if moved > MOST_STEP * level.pitch_mm:
             step *= MOST_STEP * level.pitch_mm / moved
         there = _step_matrices(step[None], about)[0] @ state.pose
-        after, about_after = level.fits(there)
         state.steps += 1
+        after, about_after = level.fits(there, slopes=state.steps < steps)
         similarity, each_after = _value(level, after)
         if similarity > state.similarity:
             state.converged = moved < small * pace
@@ -334,7 +333,7 @@ def _apart_mm(one: Array, two: Array, points: Array) -> float:
 
 def _best(level: _Level, poses: Sequence[Array], count: int, same_mm: float = 0.0) -> list[Array]:
     """The ``count`` most similar ones, no two closer than ``same_mm`` over the patches."""
-    points = level.look.centres()[:: max(1, len(level.look.patches) // 50)]
+    points = level.places[:: max(1, len(level.places) // 50)]
     out: list[Array] = []
     for n in np.argsort(-level.similarities(poses), kind="stable"):
         if same_mm <= 0.0 or all(_apart_mm(poses[n], other, points) >= same_mm for other in out):
@@ -373,7 +372,7 @@ def _levels(
         places = look.centres()
         centre = look.weights @ places / structure
         size = math.sqrt(float(look.weights @ ((places - centre) ** 2).sum(axis=1)) / structure)
-        out.append(_Level(look, channels, index_from_ras, pixel_mm, np.array([*centre, 1.0]), size, ECHOES[n]))
+        out.append(_Level(look, channels, index_from_ras, pixel_mm, places, np.array([*centre, 1.0]), size, ECHOES[n]))
     return out
 
 
@@ -389,7 +388,7 @@ def _parts(level: _Level, pose: Array) -> UnseenMotion:
     shifted[:, :3, 3] += SHIFTS_MM
     weights = np.asarray(np.bincount(block, look.weights), np.float64)
     used = np.flatnonzero(weights > 0.0)
-    places = look.centres() @ pose[:3, :3].T + pose[:3, 3]
+    places = level.places @ pose[:3, :3].T + pose[:3, 3]
     middles = np.stack([np.bincount(block, look.weights * along) for along in places.T], axis=1)
     explained = np.array([level.part(block == n).sums(list(shifted))[:, 0] for n in used])
     return unseen_motion(explained, middles[used] / weights[used, None], weights[used])
@@ -550,10 +549,11 @@ def register_ultrasound(
     tell(0.9, "quality")
     elsewhere = _around(finest, state.pose, _cloud(CHANCE_POSES, CHANCE_MM, CHANCE_DEG, seed=2))
     looked = levels[1]  # fewer frames, the same structure
-    points = finest.look.centres()
+    points = finest.places
     odd = finest.look.patches[:, 0] % 2 == 1
     halves = [_descend(finest.part(half), state.pose, HALF_STEPS).pose for half in (odd, ~odd)]
-    every = replace(looked, look=frame_level(moving, chosen, looked.pitch_mm, SIDE))
+    look = frame_level(moving, chosen, looked.pitch_mm, SIDE)
+    every = replace(looked, look=look, places=look.centres())
     evidence, motion = _evidence(looked, state.pose, elsewhere), _parts(every, state.pose)
     places = points[:: max(1, len(points) // 50)] @ state.pose[:3, :3].T + state.pose[:3, 3]
     quality = _Quality(
@@ -585,7 +585,7 @@ def _agreement(level: _Level, pose: Array, elsewhere: Sequence[Array]) -> float:
     """Share of the patches, by weight, that are explained better than 95 % of patches are elsewhere."""
 
     def shares(at: Array) -> Array:
-        fits, _ = level.fits(at)
+        fits, _ = level.fits(at, slopes=False)
         total = fits[:, kernels.TOTAL]
         return np.where(total > 0.0, 1.0 - fits[:, kernels.RESIDUAL] / np.where(total > 0.0, total, 1.0), np.nan)
 
