@@ -10,7 +10,7 @@ CHOSEN := $(if $(filter file default,$(origin PYTHON)),0,1)
 # Scripts named play_* are sources to play, not measurements.
 BENCHMARKS = $(filter-out benchmarks/play_%,$(wildcard benchmarks/*.py)) $(wildcard benchmarks/hud/run*.py) benchmarks/openigtlink/run.py benchmarks/openigtlink/codec.py $(addprefix benchmarks/registration/,rigid.py deformable.py multimodal.py slice.py ultrasound.py surface.py) $(addprefix benchmarks/ablation/,margin.py bioheat.py held_out.py published.py planning.py margin_chance.py)
 
-.PHONY: help demo test test-unit test-checked test-rest setup lint bench clean bits
+.PHONY: help demo test test-registration test-others test-checked test-checked-registration setup lint bench clean bits
 .DEFAULT_GOAL := help
 
 help:
@@ -33,26 +33,35 @@ demo: setup
 # The twins run twice more: without the compiler (the kernels' Python is right) and with bounds checks (a compiled
 # kernel reads garbage outside an array and says nothing). The checked code has a cache of its own, and is optimised less,
 # which compiles faster. A simulator stands in for a GPU where the compiler is off. Compiling takes most of the time, so two
-# strands run side by side, the second one with what is left, never on one cache; real windows and sockets come after
+# parts run side by side, each kernel is compiled in one of them, and never on one cache; real windows and sockets come after
 # them, with the machine to themselves.
+TWINS := $(wildcard tests/reference/test_*.py)
+REGISTRATION_TWINS := $(filter $(foreach of,deformable mutual_information rigid_image slice surface ultrasound,tests/reference/test_$(of)_%),$(TWINS))
+REGISTRATION := $(wildcard tests/unit/test_regist*.py) $(REGISTRATION_TWINS)
+CHECKED = NUMBA_BOUNDSCHECK=1 NUMBA_OPT=1 NUMBA_CACHE_DIR=.numba_cache/$@ $(BIN)/python -m pytest
+INTERPRETED = NUMBA_DISABLE_JIT=1 NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest
+
 ifeq ($(strip $(ARGS)),)
 test: setup
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-unit test-checked test-rest
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-registration test-others test-checked test-checked-registration
 	$(BIN)/python -m pytest tests/hud tests/system
 else
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
 endif
 
-test-unit:
-	$(BIN)/python -m pytest tests/unit
+test-registration:
+	NUMBA_CACHE_DIR=.numba_cache/$@ $(BIN)/python -m pytest $(REGISTRATION)
+
+test-others:
+	$(BIN)/python -m pytest $(addprefix --ignore=,tests/hud tests/system $(REGISTRATION))
 
 test-checked:
-	NUMBA_DISABLE_JIT=1 NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest tests/reference
-	NUMBA_BOUNDSCHECK=1 NUMBA_OPT=1 NUMBA_CACHE_DIR=.numba_cache/boundscheck $(BIN)/python -m pytest tests/reference
+	$(INTERPRETED) tests/reference
+	$(CHECKED) $(filter-out $(REGISTRATION_TWINS),$(TWINS))
 
-test-rest:
-	NUMBA_CACHE_DIR=.numba_cache/rest $(BIN)/python -m pytest --ignore=tests/hud --ignore=tests/system --ignore=tests/unit
+test-checked-registration:
+	$(CHECKED) $(REGISTRATION_TWINS)
 
 # Freshly compiled kernels against the same ones from the cache (minutes): see tests/cold_code.py.
 bits: setup

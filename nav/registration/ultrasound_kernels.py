@@ -277,12 +277,12 @@ def patch_fits(images, patches, side, ct, index_from_ras, centre_index, ras_from
     """Fit every patch of ultrasound by the CT's channels, and differentiate what is left by the pose.
 
     ``images`` (m, side²) float32: the patches' pixels, row by row, freed of their linear trend; ``patches`` (m, 3)
-    int32: frame, first row, first column; ``side``: pixels of a patch; ``ct`` (k, j, i, 2) float32, less than 2³⁰ voxels;
-    ``index_from_ras`` (3, 3) float32, linear part; ``centre_index`` (3,) float32: index (i, j, k) of the centre about
-    which the pose turns; ``ras_from_pixel`` (n, 3, 3) float32: (column, row, 1) to RAS mm from that centre; ``floor``:
-    variance added to both channels; ``echo``: an edge may only add to the image (b not negative); ``slopes``: whether
-    gradient and Hessian are wanted (else 0); ``out`` (m, SUMS) float64: see `TOTAL` and what follows. A patch of which
-    a pixel lies outside the CT or its mask (NaN): all zero.
+    int32: frame, first row, first column; ``side``: pixels of a patch; ``ct`` (k, j, i, 2) float32, of less than 2³⁰
+    voxels; ``index_from_ras`` (3, 3) float32, linear part; ``centre_index`` (3,) float32: index (i, j, k) of the centre
+    about which the pose turns; ``ras_from_pixel`` (n, 3, 3) float32: (column, row, 1) to RAS mm from that centre;
+    ``floor``: variance added to both channels; ``echo``: an edge may only add to the image (b not negative);
+    ``slopes``: whether gradient and Hessian are wanted (else 0); ``out`` (m, SUMS) float64: see `TOTAL` and what
+    follows. A patch of which a pixel lies outside the CT or its mask (NaN): all zero.
 
     The channels are freed of their linear trend in the patch as well. The residual is projected onto what the fit
     leaves (variable projection in Kaufman's form), so the Hessian knows that a, b and c follow the pose.
