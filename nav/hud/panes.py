@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nav.ablation.mask_surface import MaskSurface
 from nav.geometry.volume import Volume
 from nav.hud.pane_frame import Marker, PaneFrame, Polyline, ViewState
 from nav.hud.zone_pictures import zone_ellipsoids, zone_lines, zone_veils
@@ -34,7 +35,7 @@ from nav.imaging.planes import (
     plane_matrix,
     ras_to_pixel,
 )
-from nav.imaging.surfaces import MAX_TUMOUR_TRIANGLES, MAX_VESSEL_TRIANGLES, mask_surface
+from nav.imaging.surfaces import MAX_VESSEL_TRIANGLES, mask_surface
 from nav.io.case import Case, Landmark, PlannedPath
 from nav.runtime.plan_view import COMPARED_PATHS
 from nav.runtime.snapshot import NavigationSnapshot, TrackedImage
@@ -103,7 +104,10 @@ class SceneModel:
 
 def build_scene(case: Case, generation: int | None = None) -> SceneModel:
     """Surfaces and centre of a case (about a second for large vessel trees: not for the live thread)."""
-    tumour = mask_surface(case.tumour, MAX_TUMOUR_TRIANGLES) if case.tumour is not None else None
+    tumour = None
+    if case.tumour is not None and np.any(case.tumour.array):
+        measured = MaskSurface.of_mask(case.tumour)  # what the margin is measured to is what is drawn
+        tumour = Mesh.of(measured.vertices, measured.faces)
     vessels = mask_surface(case.vessels, MAX_VESSEL_TRIANGLES, shape_based=False) if case.vessels is not None else None
     ct = case.ct
     if ct.array.dtype not in (np.int16, np.uint8):

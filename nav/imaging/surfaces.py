@@ -9,9 +9,8 @@ from scipy import ndimage
 from nav.geometry.volume import Volume
 from nav.imaging.contours import Mesh
 
-__all__ = ["MAX_TUMOUR_TRIANGLES", "MAX_VESSEL_TRIANGLES", "mask_surface", "sphere_mesh"]
+__all__ = ["MAX_VESSEL_TRIANGLES", "mask_surface", "sphere_mesh"]
 
-MAX_TUMOUR_TRIANGLES = 10_000
 MAX_VESSEL_TRIANGLES = 50_000
 
 #: Standard deviation of the smoothing, in samples of the grid the surface is taken on.

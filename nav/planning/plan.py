@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from nav.ablation.applicators import zone_of_size
 from nav.ablation.margin import surface_margins_mm
 from nav.ablation.tumour import TumourModel
 from nav.ablation.zone import EllipsoidZone
+from nav.geometry.directions import rigid_along
 from nav.geometry.volume import Volume
 from nav.planning.anatomy import Anatomy, Avoid, build_anatomy
 from nav.planning.grid import PlanningError
@@ -361,21 +363,8 @@ def ellipsoids(chosen: Placements) -> list[EllipsoidZone]:
     out = []
     for zone, tip, direction in zip(chosen.zone_list(), chosen.tips_ras, chosen.directions_ras, strict=True):
         assert isinstance(zone, ChartZone)
-        app = zone.applicator
-        out.append(
-            EllipsoidZone(
-                tip - zone.offset_mm * direction,
-                direction,
-                0.5 * zone.size.long_mm,
-                0.5 * zone.size.short_mm,
-                0,
-                app.name,
-                zone.power_w,
-                zone.time_s,
-                app.basis,
-                app.citation,
-            )
-        )
+        pose = rigid_along(tip, direction, "TipToRas")
+        out.append(zone_of_size(zone.applicator, zone.power_w, zone.time_s, zone.size, pose))
     return out
 
 

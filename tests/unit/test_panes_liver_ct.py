@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nav.ablation.tumour import TumourModel
 from nav.geometry.poses import PoseStatus
 from nav.geometry.rigid import Rigid
 from nav.guidance.numbers import GateState, GateVerdict
 from nav.hud.pane_frame import ViewState
 from nav.hud.panes import SceneModel, build_scene, render_panes
-from nav.imaging.surfaces import MAX_TUMOUR_TRIANGLES, MAX_VESSEL_TRIANGLES
+from nav.imaging.surfaces import MAX_VESSEL_TRIANGLES
 from nav.io.case import Case
 from nav.io.case_loader import load_case
 from nav.runtime.snapshot import NavigationSnapshot, SetupState, ToolState
@@ -61,9 +62,16 @@ def test_surfaces_hold_the_volumes_and_the_limits(case: Case, scene: SceneModel)
     assert scene.tumour is not None
     assert scene.vessels is not None
     assert case.tumour is not None
-    assert len(scene.tumour.triangles) <= MAX_TUMOUR_TRIANGLES
     assert len(scene.vessels.triangles) <= MAX_VESSEL_TRIANGLES
     assert scene.tumour.volume_mm3 / 1000 == pytest.approx(10.10, rel=0.03)  # the second largest of seven
+
+
+def test_the_tumour_that_is_drawn_is_the_one_the_margin_is_measured_to(case: Case, scene: SceneModel) -> None:
+    assert case.tumour is not None
+    assert scene.tumour is not None
+    measured = TumourModel.from_mask(case.tumour)
+    np.testing.assert_array_equal(scene.tumour.vertices, measured.vertices)
+    np.testing.assert_array_equal(scene.tumour.triangles, measured.faces)
 
 
 def test_tumour_contour_follows_the_mask(case: Case, scene: SceneModel) -> None:
