@@ -227,7 +227,8 @@ def test_listen_to_a_server_that_closes_again_and_again(capfd: pytest.CaptureFix
     with ScriptedServer(script) as server:
         _, report = listen(capfd, server.port, "--duration", "1")
     assert report["connections"] >= 2
-    assert report["received"] == 5 * report["connections"]
+    # The time may end in the last connection.
+    assert 5 * (report["connections"] - 1) <= report["received"] <= 5 * report["connections"]
 
 
 def test_listen_to_garbage_names_the_byte(capfd: pytest.CaptureFixture[str]) -> None:
