@@ -356,13 +356,20 @@ def _surface_field(
 def _resampled(
     values: Array, grid: Volume, first: ArrayLike, corners: Array, pitch: float, *, order: int
 ) -> tuple[Array, Array]:
-    """``values``, whose first voxel is ``first`` (i, j, k) of ``grid``, on an isotropic grid along RAS; its origin."""
+    """``values``, whose first voxel is ``first`` (i, j, k) of ``grid``, on an isotropic grid along RAS; its origin.
+
+    They are about distances, in mm: far from 0, where no surface is, they are taken by lines.
+    """
     origin, extent = corners.min(axis=0), np.ptp(corners, axis=0)
     counts = np.ceil(extent / pitch).astype(int) + 1
     k, j, i = np.indices(counts[::-1])
     ras = np.stack([i, j, k], axis=-1).reshape(-1, 3) * pitch + origin
     at = (grid.to_index(ras) - np.asarray(first))[:, ::-1].T
-    return ndimage.map_coordinates(values, at, order=order, mode="nearest").reshape(counts[::-1]), origin
+    out = ndimage.map_coordinates(values, at, order=1, mode="nearest")
+    if order > 1:
+        near = np.abs(out) < 3.0 * max(float(grid.spacing_mm.max()), pitch)
+        out[near] = ndimage.map_coordinates(values, at[:, near], order=order, mode="nearest")
+    return out.reshape(counts[::-1]), origin
 
 
 def _surface_of_volume(
