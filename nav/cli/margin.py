@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,12 +88,14 @@ def margin(
     begin = time.perf_counter()
     from nav.io.labels import load_mask
 
-    masks = {
-        "tumour": load_mask(tumor, label=tumor_label, ct=None, component=tumor_component),
-        "ablation": load_mask(ablation, label=ablation_label, ct=None),
-    }
-    if organ is not None:
-        masks["organ"] = load_mask(organ, label=organ_label or None, ct=None)
+    with ThreadPoolExecutor() as pool:  # masks are independent, and most of the work lets go of the interpreter
+        loading = {
+            "tumour": pool.submit(load_mask, tumor, label=tumor_label, ct=None, component=tumor_component),
+            "ablation": pool.submit(load_mask, ablation, label=ablation_label, ct=None),
+        }
+        if organ is not None:
+            loading["organ"] = pool.submit(load_mask, organ, label=organ_label or None, ct=None)
+        masks = {what: one.result() for what, one in loading.items()}
     moved, back = _mappings(transform)
     warnings = [w for mask in masks.values() for w in mask.warnings]
     out.mkdir(parents=True, exist_ok=True)
@@ -147,8 +150,11 @@ def _surface(
     from nav.io.displacement_file import is_displacement_file
     from nav.io.surface_files import write_vtk_mesh
 
-    tumour = MaskSurface.of_mask(masks["tumour"].volume, what="tumour")
-    zone = MaskSurface.of_mask(masks["ablation"].volume, what="ablation")
+    with ThreadPoolExecutor() as pool:
+        surfaces = {
+            what: pool.submit(MaskSurface.of_mask, masks[what].volume, what=what) for what in ("tumour", "ablation")
+        }
+        tumour, zone = (surfaces[what].result() for what in ("tumour", "ablation"))
     organ, outside = None, 0.0
     if "organ" in masks:
         at = zone.vertices if back is None else back(zone.vertices)
