@@ -85,12 +85,17 @@ def channels(image, turn, out):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, inline="always", error_model="numpy", fastmath={"nsz"})
-def _fit(n, sp, sg, spp, sgg, spg, spu, sgu, suu, floor, echo):  # type: ignore[no-untyped-def]
-    """Fit of u by a p + b g (``echo``: b not negative) from sums of squares and products about the trend.
+def _fit(sums, side, floor, echo):  # type: ignore[no-untyped-def]
+    """Fit of u by a p + b g and a trend (``echo``: b not negative), from what `_sums` says of a patch.
 
-    Returns a, b, the residual sum of squares, and the inverse (3) of the 2×2 matrix of p and g (0 for what does not
-    vary, or is held at 0).
+    Returns a, b, the residual sum of squares, and the inverse (3) of the 2×2 matrix of p and g about their trends (0
+    for what does not vary, or is held at 0).
     """
+    sp, sg, spp, sgg, spg, spu, sgu, suu, pc, pr, gc, gr = sums
+    n, slope = side * side, side * side * (side * side - 1) / 12.0
+    spp -= (pc * pc + pr * pr) / slope
+    sgg -= (gc * gc + gr * gr) / slope
+    spg -= (pc * gc + pr * gr) / slope
     # A channel that hardly varies explains nothing; the floor keeps the fit from amplifying it.
     cpp, cgg, cpg = spp - sp * sp / n + n * floor, sgg - sg * sg / n + n * floor, spg - sp * sg / n
     det = cpp * cgg - cpg * cpg
@@ -302,16 +307,12 @@ def patch_fits(images, patches, side, ct, index_from_ras, centre_index, ras_from
         ti, tj, tk = (by_column[0], by_row[0]), (by_column[1], by_row[1]), (by_column[2], by_row[2])
         if not _holds(ct.shape, i0, j0, k0, ti, tj, tk, half):
             continue
-        sp, sg, spp, sgg, spg, spu, sgu, suu, pc, pr, gc, gr = _sums(
-            flat, ct.shape, i0, j0, k0, ti, tj, tk, columns, rows, images[m]
-        )
+        sums = _sums(flat, ct.shape, i0, j0, k0, ti, tj, tk, columns, rows, images[m])
+        sp, sg, _, _, _, _, _, suu, pc, pr, gc, gr = sums
         if np.isnan(sp + sg):
             continue
         n = side * side
-        spp -= (pc * pc + pr * pr) / slope
-        sgg -= (gc * gc + gr * gr) / slope
-        spg -= (pc * gc + pr * gr) / slope
-        a, b, residual, ipp, ipg, igg = _fit(n, sp, sg, spp, sgg, spg, spu, sgu, suu, floor, echo)
+        a, b, residual, ipp, ipg, igg = _fit(sums, side, floor, echo)
         out[m, TOTAL], out[m, RESIDUAL], out[m, COUNT] = suu, residual, n
         out[m, FIT], out[m, FIT + 1] = a, b
         if not slopes or (a == 0.0 and b == 0.0):
@@ -348,7 +349,6 @@ def similarities(images, patches, weights, side, ct, index_from_pixel, floor, ec
     patches that lie in the CT.
     """
     half = np.float32(0.5 * (side - 1))
-    slope = side * side * (side * side - 1) / 12.0
     columns, rows = _places(side)
     flat = ct.reshape(-1)
     for pose in prange(index_from_pixel.shape[0]):
@@ -359,15 +359,11 @@ def similarities(images, patches, weights, side, ct, index_from_pixel, floor, ec
             ti, tj, tk = (t[0, 0], t[0, 1]), (t[1, 0], t[1, 1]), (t[2, 0], t[2, 1])
             if not _holds(ct.shape, i0, j0, k0, ti, tj, tk, half):
                 continue
-            sp, sg, spp, sgg, spg, spu, sgu, suu, pc, pr, gc, gr = _sums(
-                flat, ct.shape, i0, j0, k0, ti, tj, tk, columns, rows, images[m]
-            )
+            sums = _sums(flat, ct.shape, i0, j0, k0, ti, tj, tk, columns, rows, images[m])
+            sp, sg, suu = sums[0], sums[1], sums[7]
             if np.isnan(sp + sg) or suu <= 0.0:
                 continue
-            spp -= (pc * pc + pr * pr) / slope
-            sgg -= (gc * gc + gr * gr) / slope
-            spg -= (pc * gc + pr * gr) / slope
-            _, _, residual, _, _, _ = _fit(side * side, sp, sg, spp, sgg, spg, spu, sgu, suu, floor, echo)
+            residual = _fit(sums, side, floor, echo)[2]
             explained += weights[m] * (1.0 - residual / suu)
             known += weights[m]
         out[pose, 0], out[pose, 1] = explained, known

@@ -185,6 +185,8 @@ def test_the_hessian_is_what_the_fit_leaves_of_the_slopes(echo: bool) -> None:
     out = fits(images, patches, ct, linear, centre, ras, echo)
     hessians = out[:, kernels.HESSIAN :].reshape(-1, 3, 3)
     np.testing.assert_array_equal(hessians, hessians.transpose(0, 2, 1))
+    assert min(np.linalg.eigvalsh(h)[0] for h in hessians) > -1e-6 * np.abs(hessians).max()
+    assert np.abs(hessians).max() > 1.0
     step, used = 1e-4, 0
     for n, patch in enumerate(patches):
         fit = out[n, kernels.FIT : kernels.FIT + 2]

@@ -76,7 +76,9 @@ class Live:
         """Every painted needle rests on a pose that was fresh enough when the paint ended; after the loss as well."""
         self.run_until_needles(5, 3.0)
         by_sequence = {s.sequence: s for s in self.snapshots}
-        for p in self.needles():
+        shown = self.needles()
+        assert len(shown) > 10
+        for p in shown:
             snapshot = by_sequence[p.sequence]
             assert snapshot.needle.pose is not None
             assert snapshot.needle.arrival_ns == p.arrival_ns
@@ -119,7 +121,7 @@ def live() -> Iterator[Live]:
         try:
             all_of_it.run_until(lambda s: s.guidance is not None, 10.0)
             all_of_it.run(0.5)
-            all_of_it.run_until_needles(5, 10.0)
+            all_of_it.run_until_needles(6, 10.0)
             yield all_of_it
         finally:
             window.stop()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nav.ablation.mask_surface import MAX_FACES
 from nav.ablation.tumour import TumourModel
 from nav.geometry.poses import PoseStatus
 from nav.geometry.rigid import Rigid
@@ -62,6 +63,7 @@ def test_surfaces_hold_the_volumes_and_the_limits(case: Case, scene: SceneModel)
     assert scene.tumour is not None
     assert scene.vessels is not None
     assert case.tumour is not None
+    assert len(scene.tumour.triangles) <= 1.5 * MAX_FACES
     assert len(scene.vessels.triangles) <= MAX_VESSEL_TRIANGLES
     assert scene.tumour.volume_mm3 / 1000 == pytest.approx(10.10, rel=0.03)  # the second largest of seven
 
